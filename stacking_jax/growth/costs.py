@@ -1,0 +1,40 @@
+"""What a stack costs, in numbers: the plan's arithmetic, free of any model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCosts:
+    """Parameters and forward FLOPs of one layer and of everything around the stack.
+
+    A multiply-add counts as 2 FLOPs; a training step costs 3 forward passes
+    (one forward, two backward). Attention is counted in full, without the
+    saving of a causal mask, as most published MFU figures do.
+
+    Attributes:
+      layer_params: parameters of one layer.
+      other_params: embedding, final norm, and the head where it is not tied.
+      layer_flops: forward FLOPs per token of one layer's matrix products.
+      attention_flops: forward FLOPs per token of one layer's scores and
+        weighted values, at the training sequence length.
+      head_flops: forward FLOPs per token of the output projection.
+    """
+
+    layer_params: int
+    other_params: int
+    layer_flops: float
+    attention_flops: float
+    head_flops: float
+
+    def params(self, depth: int) -> int:
+        """All parameters of a model that stores `depth` layers."""
+        return depth * self.layer_params + self.other_params
+
+    def flops_per_token(
+        self, depth: int, *, head: bool = True, attention: bool = True
+    ) -> float:
+        """Forward and backward FLOPs per token of a model that runs `depth` layers."""
+        layer = self.layer_flops + (self.attention_flops if attention else 0.0)
+        return 3.0 * (depth * layer + (self.head_flops if head else 0.0))

@@ -1,0 +1,218 @@
+"""`run_stack` runs a depth map over stacked layers, in any codebase.
+
+A pure function over stacked parameters: usable from NNX, Linen or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from stacking_jax.errors import UserError
+from stacking_jax.growth.depth_map import DepthMap, Segment, as_depth_map, contiguous_runs
+
+_GATHERED = "stacking_jax_gathered_layers"
+
+
+def run_stack(
+    body: Callable[..., Any],
+    layers: Any,
+    x: Any,
+    depth_map: DepthMap | Sequence[int] | jax.Array | None = None,
+    gates: jax.Array | None = None,
+    *,
+    per_position: Any = None,
+    mode: Literal["scan", "unroll"] = "scan",
+) -> Any:
+    """Runs `body` once per position of the depth map, nearest the input first.
+
+    A static map with repeats runs as nested scans: the weights of a loop are
+    read in place, not copied. A traced map (an integer array of static length,
+    drawn anew each step, say) costs as many layers as it is long; its gathered
+    weights are gathered again in the backward pass instead of being kept.
+
+    Args:
+      body: `body(layer, x) -> x` for one layer; `layer` is `layers` without its
+        leading axis. With `per_position`: `body(layer, x, item) -> (x, output)`.
+        Wrap it in `jax.checkpoint` to rematerialise inside the layer.
+      layers: a pytree of arrays `[stored, ...]`.
+      x: the carry, any pytree; shapes and dtypes must not change.
+      depth_map: a `DepthMap`, a sequence of stored layers, a traced integer
+        array `[positions]`, or None for every layer once. Entries of a traced
+        map are not checked: JAX clips them into range.
+      gates: `[positions]`; position i computes x + gates[i] · (body(layer, x) − x),
+        so 1 is the layer itself, 0 skips it and 1/p rescales a dropped one.
+      per_position: a pytree of arrays `[positions, ...]` that goes by position
+        and not by stored layer, such as a KV cache.
+      mode: 'scan' compiles in flat time with depth; 'unroll' runs faster on CPU.
+
+    Returns:
+      The carry, or `(carry, outputs)` with outputs stacked `[positions, ...]`
+      where `per_position` is given.
+
+    Raises:
+      UserError: if leaves disagree on the number of layers, the map names a
+        layer that is not there, or gates and map differ in length.
+    """
+    stored = _stored(layers)
+    traced = isinstance(depth_map, jax.Array)
+    if depth_map is None:
+        depth_map = DepthMap.identity(stored)
+    elif traced:
+        _check_traced(depth_map)
+    else:
+        depth_map = as_depth_map(depth_map, stored)
+    positions = depth_map.shape[0] if traced else len(depth_map)
+    _check_positions("gates", gates, positions)
+    _check_positions("per_position", per_position, positions)
+    if mode not in ("scan", "unroll"):
+        raise UserError(f"mode is 'scan' or 'unroll'; got {mode!r}")
+
+    step = _step(body, with_items=per_position is not None)
+    items = (gates, per_position)
+    if traced:
+        x, outputs = _run_traced(step, layers, x, depth_map, items, mode)
+    elif mode == "unroll":
+        x, outputs = _run_unrolled(step, _unstack(layers, stored), x, depth_map.sources, items)
+    else:
+        x, outputs = _run_scanned(step, layers, x, depth_map, items)
+    return x if per_position is None else (x, outputs)
+
+
+def _step(body: Callable, with_items: bool) -> Callable:
+    """`step(x, (layer, (gate, item))) -> (x, output)` around the user's body."""
+
+    def step(x, inputs):
+        layer, (gate, item) = inputs
+        new_x, output = body(layer, x, item) if with_items else (body(layer, x), None)
+        if gate is not None:
+            # Casting the gate keeps a bf16 carry bf16: scan wants equal dtypes.
+            new_x = jax.tree.map(lambda old, new: old + gate.astype(old.dtype) * (new - old), x, new_x)
+        return new_x, output
+
+    return step
+
+
+def _run_scanned(step, layers, x, depth_map: DepthMap, items):
+    outputs = []
+    start = 0
+    for segment in depth_map.segments:
+        stop = start + len(segment.layers) * segment.repeats
+        here = _slice(items, start, stop)
+        x, output = _scan_segment(step, _select(layers, segment, depth_map.stored), x, segment, here)
+        outputs.append(output)
+        start = stop
+    return x, _concatenate(outputs)
+
+
+def _scan_segment(step, layers, x, segment: Segment, items):
+    if segment.repeats == 1:
+        return jax.lax.scan(step, x, (layers, items))
+    loops = (segment.repeats, len(segment.layers))
+    items = jax.tree.map(lambda leaf: leaf.reshape(*loops, *leaf.shape[1:]), items)
+
+    def one_loop(x, items_of_loop):
+        # `layers` is closed over, so every loop reads the same buffer and the
+        # gradient of the loops is summed as it comes.
+        return jax.lax.scan(step, x, (layers, items_of_loop))
+
+    x, output = jax.lax.scan(one_loop, x, items, length=segment.repeats)
+    return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), output)
+
+
+def _select(layers, segment: Segment, stored: int):
+    """The stacked parameters of one segment: in place, a slice, or slices put together."""
+    runs = contiguous_runs(segment.layers)
+    if runs == [(0, stored - 1)]:
+        return layers
+    pieces = [
+        jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, first, last + 1), layers)
+        for first, last in runs
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
+
+
+def _run_unrolled(step, layer_list, x, sources, items):
+    outputs = []
+    for position, source in enumerate(sources):
+        item = jax.tree.map(lambda leaf: leaf[position], items)
+        x, output = step(x, (layer_list[source], item))
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _run_traced(step, layers, x, indices, items, mode):
+    def gather_and_run(layers, x, indices, items):
+        chosen = jax.tree.map(
+            lambda leaf: checkpoint_name(
+                jnp.take(leaf, indices, axis=0, mode="clip"), _GATHERED
+            ),
+            layers,
+        )
+        if mode == "scan":
+            return jax.lax.scan(step, x, (chosen, items))
+        count = indices.shape[0]
+        return _run_unrolled(step, _unstack(chosen, count), x, range(count), items)
+
+    policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+    return jax.checkpoint(gather_and_run, policy=policy, prevent_cse=mode == "unroll")(
+        layers, x, indices, items
+    )
+
+
+def _unstack(layers, stored: int) -> list:
+    """A list of layers. `split` transposes to one concatenate, where indexing would
+    transpose to as many full-size additions as there are layers."""
+
+    def pieces(leaf):
+        return [piece[0] for piece in jax.lax.split(leaf, [1] * stored, axis=0)]
+
+    leaves, treedef = jax.tree.flatten(layers)
+    split = [pieces(leaf) for leaf in leaves]
+    return [treedef.unflatten([column[i] for column in split]) for i in range(stored)]
+
+
+def _slice(tree, start: int, stop: int):
+    return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, start, stop), tree)
+
+
+def _concatenate(trees: list):
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *trees)
+
+
+def _stored(layers) -> int:
+    leaves = jax.tree_util.tree_flatten_with_path(layers)[0]
+    if not leaves:
+        raise UserError("run_stack got no layers: the tree of stacked parameters is empty")
+    sizes = {}
+    for path, leaf in leaves:
+        if not jnp.shape(leaf):
+            raise UserError(
+                f"run_stack: {jax.tree_util.keystr(path)} is a scalar; every leaf needs a "
+                "leading axis of layers"
+            )
+        sizes.setdefault(jnp.shape(leaf)[0], jax.tree_util.keystr(path))
+    if len(sizes) > 1:
+        shown = ", ".join(f"{name} has {size}" for size, name in sizes.items())
+        raise UserError(f"run_stack: the leaves disagree on the number of layers: {shown}")
+    return next(iter(sizes))
+
+
+def _check_traced(indices: jax.Array) -> None:
+    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise UserError(
+            "a traced depth map is an integer array [positions]; "
+            f"got {indices.dtype}{list(indices.shape)}"
+        )
+
+
+def _check_positions(name: str, tree, positions: int) -> None:
+    for leaf in jax.tree.leaves(tree):
+        if not jnp.shape(leaf) or jnp.shape(leaf)[0] != positions:
+            raise UserError(
+                f"{name} has shape {jnp.shape(leaf)}, but the depth map runs {positions} positions"
+            )

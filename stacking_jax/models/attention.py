@@ -1,0 +1,79 @@
+"""Causal attention within documents, and rotary positions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def document_mask(segment_ids: jax.Array) -> jax.Array:
+    """Which keys each query may see: earlier ones of its own document.
+
+    Args:
+      segment_ids: int `[B, L]`; 0 marks padding, which sees nothing but padding
+        and so never touches a document.
+
+    Returns:
+      bool `[B, 1, L, L]`, indexed by (query, key).
+    """
+    length = segment_ids.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return (same & causal[None])[:, None]
+
+
+def cache_mask(positions: jax.Array, cache_length: int) -> jax.Array:
+    """Which cached keys a query at each position may see while decoding.
+
+    Args:
+      positions: int `[B, Q]`, the queries' positions in the cache.
+      cache_length: S, the slots of the cache.
+
+    Returns:
+      bool `[B, 1, Q, S]`.
+    """
+    slots = jnp.arange(cache_length, dtype=positions.dtype)
+    return (slots[None, None, :] <= positions[:, :, None])[:, None]
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax attention; grouped queries share keys.
+
+    Args:
+      query: `[B, Q, H, W]`.
+      key, value: `[B, S, K, W]`, with K dividing H.
+      mask: bool `[B, 1, Q, S]`.
+
+    Returns:
+      `[B, Q, H, W]` in the query's dtype; the softmax is computed in float32.
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+def rotary_angles(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of RoPE (Su et al. 2021), in float32.
+
+    Args:
+      positions: int `[B, L]`.
+      width: of one head, even.
+      theta: the base.
+
+    Returns:
+      Two arrays `[B, L, 1, width / 2]`.
+    """
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+    """Turns `x` `[B, L, heads, W]` by its position.
+
+    The first half of a head is paired with the second half, as in Hugging
+    Face's Llama, so that exported weights need no permutation.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate(
+        [first * cosines - second * sines, second * cosines + first * sines], axis=-1
+    )
+    return turned.astype(x.dtype)

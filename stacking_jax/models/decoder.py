@@ -1,0 +1,248 @@
+"""The decoder: RMSNorm, rotary attention, gated MLP, stacked layers.
+
+Shapes: B batch, L length, D width, H query heads, K key heads, W head width,
+F inner width, V vocabulary. Every parameter carries the names of its axes
+(`axes`), which the training code's one table maps onto the mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from stacking_jax.growth import DepthMap
+from stacking_jax.models.attention import (
+    attend,
+    cache_mask,
+    document_mask,
+    rotary_angles,
+    rotate,
+)
+from stacking_jax.models.config import DecoderConfig
+from stacking_jax.models.layer_stack import LayerStack
+
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+STREAM = ("batch", "length", "embed")
+
+
+def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """Leaves the sharding of an activation to the compiler."""
+    del names
+    return x
+
+
+def _matrix(rngs: nnx.Rngs, shape: tuple[int, int], axes: tuple[str, str], scale: float = 1.0):
+    """A kernel [in, out] with standard deviation scale / √in."""
+    std = scale * shape[0] ** -0.5
+    values = std * jax.random.truncated_normal(rngs.params(), -3.0, 3.0, shape, jnp.float32)
+    return nnx.Param(values, axes=axes)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) · scale, computed in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("norm",))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        scale = jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        return (normed * scale).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions and grouped keys."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        queries = config.num_heads * config.head_width
+        keys = config.kv_heads * config.head_width
+        self.query = _matrix(rngs, (config.d_model, queries), ("embed", "heads"))
+        self.key = _matrix(rngs, (config.d_model, keys), ("embed", "kv_heads"))
+        self.value = _matrix(rngs, (config.d_model, keys), ("embed", "kv_heads"))
+        # Branches add up over the whole depth, so they start smaller by its root:
+        # by the *final* depth, or a stage's fresh layers would differ from another's.
+        depth_scale = (2 * config.num_layers) ** -0.5
+        self.out = _matrix(rngs, (queries, config.d_model), ("heads", "embed"), depth_scale)
+        self.width = config.head_width
+
+    def __call__(self, x, mask, angles, cache=None, slot=None):
+        query = rotate(self._heads(x, self.query), *angles)
+        key = rotate(self._heads(x, self.key), *angles)
+        value = self._heads(x, self.value)
+        if cache is not None:
+            write = jax.vmap(jax.lax.dynamic_update_slice_in_dim, in_axes=(0, 0, 0, None))
+            key, value = write(cache["key"], key, slot, 0), write(cache["value"], value, slot, 0)
+            cache = {"key": key, "value": value}
+        mixed = attend(query, key, value, mask)
+        return mixed.reshape(*x.shape[:2], -1) @ self.out[...], cache
+
+    def _heads(self, x, kernel):
+        return (x @ kernel[...]).reshape(*x.shape[:2], -1, self.width)
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) · up(x)): SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        wide, narrow = (config.d_model, config.d_ff), (config.d_ff, config.d_model)
+        self.gate = _matrix(rngs, wide, ("embed", "mlp"))
+        self.up = _matrix(rngs, wide, ("embed", "mlp"))
+        self.down = _matrix(rngs, narrow, ("mlp", "embed"), (2 * config.num_layers) ** -0.5)
+
+    def __call__(self, x):
+        return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[...]
+
+
+class DecoderLayer(nnx.Module):
+    """One pre-norm layer: attention and MLP, each added to the stream."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.d_model, config.norm_epsilon)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_epsilon)
+        self.mlp = GatedMLP(config, rngs)
+
+    def __call__(self, x, mask, angles, constrain, slot=None, cache=None):
+        mixed, cache_out = self.attention(self.attention_norm(x), mask, angles, cache, slot)
+        x = constrain(x + mixed, STREAM)
+        x = constrain(x + self.mlp(self.mlp_norm(x)), STREAM)
+        return x if cache is None else (x, cache_out)
+
+
+class Decoder(nnx.Module):
+    """Token embedding, a stack of layers, a final norm and a head.
+
+    Attributes:
+      embedding: float32 `[V, D]`.
+      stack: the layers; see `LayerStack`.
+      norm: the final RMSNorm.
+      head: float32 `[D, V]`, absent where embeddings are tied.
+    """
+
+    def __init__(self, config: DecoderConfig, *, depth: int | None = None, key: jax.Array):
+        """Builds and initialises a decoder.
+
+        Args:
+          config: its shape; `config.num_layers` is the final depth.
+          depth: stored layers now; None for the final depth.
+          key: a random key. Initial values do not depend on `depth`.
+        """
+        embed_key, stack_key, head_key = jax.random.split(key, 3)
+        std = config.d_model**-0.5
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = nnx.Param(
+            std * jax.random.normal(embed_key, shape, jnp.float32), axes=("vocab", "embed")
+        )
+        self.stack = LayerStack(
+            lambda rngs: DecoderLayer(config, rngs),
+            config.num_layers if depth is None else depth,
+            key=stack_key,
+            dtype=config.dtype,
+            mode=config.stack,
+            remat=config.remat,
+        )
+        self.norm = RMSNorm(config.d_model, config.norm_epsilon)
+        if not config.tied_embeddings:
+            self.head = _matrix(nnx.Rngs(head_key), shape[::-1], ("embed", "vocab"))
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        depth_map: DepthMap | jax.Array | None = None,
+        gates: jax.Array | None = None,
+        constrain: Constrain = unconstrained,
+    ) -> jax.Array:
+        """Logits of the next token.
+
+        Args:
+          tokens: int `[B, L]`.
+          segment_ids: int `[B, L]`, documents of a packed record; None for one
+            document per row.
+          positions: int `[B, L]`, restarting in each document; None for 0..L-1.
+          depth_map, gates: see `LayerStack`.
+          constrain: places an activation on the mesh by the names of its axes.
+
+        Returns:
+          float32 `[B, L, V]`.
+        """
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        x = self._embed(tokens, constrain)
+        x = self.stack(
+            x,
+            document_mask(segment_ids),
+            self._angles(positions),
+            constrain,
+            depth_map=depth_map,
+            gates=gates,
+        )
+        return self._logits(x, constrain)
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Any,
+        *,
+        depth_map: DepthMap | None = None,
+        constrain: Constrain = unconstrained,
+    ) -> tuple[jax.Array, Any]:
+        """Logits of the tokens that follow a cached prefix, and the cache with them.
+
+        Args:
+          tokens: int `[B, Q]`, Q consecutive tokens of each row.
+          positions: int `[B, Q]`, their positions in the cache.
+          cache: from `init_cache`.
+          depth_map: the map with which the cache was made.
+          constrain: as in `__call__`.
+        """
+        mask = cache_mask(positions, cache["key"].shape[2])
+        x, cache = self.stack(
+            self._embed(tokens, constrain),
+            mask,
+            self._angles(positions),
+            constrain,
+            positions[:, 0],
+            depth_map=depth_map,
+            cache=cache,
+        )
+        return self._logits(x, constrain), cache
+
+    def init_cache(self, batch_size: int, length: int, positions: int) -> Any:
+        """An empty KV cache: keys and values `[positions, B, length, K, W]`.
+
+        `positions` is the length of the depth map that will run, since a looped
+        layer sees another input in every loop.
+        """
+        shape = (positions, batch_size, length, self.config.kv_heads, self.config.head_width)
+        return {name: jnp.zeros(shape, self.config.dtype) for name in ("key", "value")}
+
+    def _embed(self, tokens, constrain):
+        table = self.embedding[...].astype(self.config.dtype)
+        return constrain(jnp.take(table, tokens, axis=0, mode="clip"), STREAM)
+
+    def _angles(self, positions):
+        return rotary_angles(positions, self.config.head_width, self.config.rope_theta)
+
+    def _logits(self, x, constrain):
+        kernel = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
+        logits = jnp.einsum(
+            "bld,dv->blv",
+            self.norm(x),
+            kernel.astype(self.config.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return constrain(logits, ("batch", "length", "vocab"))

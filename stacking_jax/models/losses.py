@@ -1,0 +1,47 @@
+"""Cross-entropy over the tokens that carry loss."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy and summed z-loss, in nats.
+
+    Sums, not means, so that parts of a batch (microbatches, hosts) add up to the
+    whole whatever their share of padding.
+
+    Args:
+      logits: float `[B, L, V]`.
+      targets: int `[B, L]`.
+      weights: float `[B, L]`, 1 where a token counts.
+      z_loss: weight of log²(Z), which keeps the normaliser near 1 (PaLM, §5).
+
+    Returns:
+      (Σ cross-entropy, Σ z-loss), float32 scalars.
+    """
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
+    loss = jnp.sum((log_z - of_target) * weights)
+    return loss, z_loss * jnp.sum(jnp.square(log_z) * weights)
+
+
+def inputs_from_targets(tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """The model's inputs: each document shifted right by one, starting with 0.
+
+    Padding's id 0 doubles as the begin-of-document token, as in T5X and seqio.
+
+    Args:
+      tokens: int `[B, L]`, the tokens to predict.
+      segment_ids: int `[B, L]`, documents of a packed record.
+
+    Returns:
+      int `[B, L]`.
+    """
+    previous = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+    previous_segment = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(previous_segment == segment_ids, previous, 0)

@@ -1,0 +1,212 @@
+"""Everything that defines a run, as plain frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from stacking_jax.data import DataConfig
+from stacking_jax.errors import UserError
+from stacking_jax.growth import Plan
+from stacking_jax.models import DecoderConfig
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"TrainConfig.{name} must be a whole number of at least {least}; got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthConfig:
+    """How the depth grows. The final depth is the model's.
+
+    Attributes:
+      operator: name of a growth operator; None trains at full depth throughout.
+      num_stages: k; the depth of stage i is L · i / k.
+      schedule: 'prop' (T_i ∝ i^alpha) or 'exp' (T_i ∝ exp(i)).
+      alpha: of PROP-α.
+    """
+
+    operator: str | None = None
+    num_stages: int = 1
+    schedule: str = "prop"
+    alpha: float = 1.0
+
+    def plan(self, depth: int, total_steps: int) -> Plan:
+        """The stages of a run.
+
+        Raises:
+          UserError: if the stages do not divide the depth or leave a stage empty.
+        """
+        if self.operator is None:
+            return Plan.constant(depth, total_steps)
+        if self.schedule == "prop":
+            return Plan.prop(depth, self.num_stages, total_steps, self.alpha, self.operator)
+        if self.schedule == "exp":
+            return Plan.exponential(depth, self.num_stages, total_steps, self.operator)
+        raise UserError(f"GrowthConfig.schedule is 'prop' or 'exp'; got {self.schedule!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its learning rate over the global step.
+
+    Attributes:
+      name: 'adamw' or 'adafactor'.
+      peak_learning_rate: after warm-up.
+      final_fraction: the last step's rate over the peak's.
+      schedule: 'cosine', 'constant', or 'wsd' (warm-up, stable, linear decay).
+      warmup_fraction: share of all steps in which the rate rises linearly.
+      decay_fraction: share of all steps in which 'wsd' decays.
+      weight_decay: decoupled, on matrices only, times the learning rate.
+      clip_norm: gradients with a larger global norm are scaled down; None: never.
+      beta1, beta2, epsilon: of AdamW.
+      factored_decay: exponent of Adafactor's second-moment decay, 1 − t^(−c).
+    """
+
+    name: str = "adamw"
+    peak_learning_rate: float = 1e-3
+    final_fraction: float = 0.1
+    schedule: str = "cosine"
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    factored_decay: float = 0.8
+
+    def __post_init__(self):
+        for name, known in (
+            ("name", ("adamw", "adafactor")), ("schedule", ("cosine", "constant", "wsd"))
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"OptimizerConfig.{name} is one of {', '.join(known)}; "
+                    f"got {getattr(self, name)!r}"
+                )
+        if not (_is_number(self.peak_learning_rate) and self.peak_learning_rate > 0):
+            raise UserError(
+                "OptimizerConfig.peak_learning_rate must be a positive number; "
+                f"got {self.peak_learning_rate!r}"
+            )
+        for name in ("final_fraction", "warmup_fraction", "decay_fraction"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise UserError(f"OptimizerConfig.{name} is a share from 0 to 1; got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis has; one of them may be -1, 'the rest'.
+
+    Attributes:
+      data: replicas of the parameters.
+      fsdp: shards of parameters and optimiser state, which also split the batch.
+      tensor: shards of heads, MLP width and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      model, data, growth, optimizer, mesh: see there.
+      name: for tables and reports; None for the name of the run directory.
+      total_steps: training steps over all stages.
+      batch_size: records per step over all devices and hosts.
+      microbatches: parts into which a batch is cut, one after the other.
+      z_loss: weight of log²(Z).
+      seed: of the initial values and the order of the data.
+      eval_every: steps between evaluations on held-out data; 0: at the end only.
+      eval_batches: held-out batches per evaluation; None for all.
+      log_every: steps between lines of metrics.jsonl.
+      checkpoint_every: steps between checkpoints; 0: at the end only.
+      keep_checkpoints: how many are kept, the newest ones.
+      on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
+      compilation_cache: folder of compiled programs; None for the user's cache
+        folder, '' for none.
+    """
+
+    model: DecoderConfig
+    data: DataConfig
+    growth: GrowthConfig = GrowthConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    name: str | None = None
+    total_steps: int = 1000
+    batch_size: int = 16
+    microbatches: int = 1
+    z_loss: float = 0.0
+    seed: int = 0
+    eval_every: int = 0
+    eval_batches: int | None = None
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    on_nan: str = "stop"
+    compilation_cache: str | None = None
+
+    def __post_init__(self):
+        for name in ("total_steps", "batch_size", "microbatches", "log_every", "keep_checkpoints"):
+            _check_whole(name, getattr(self, name), least=1)
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            _check_whole(name, getattr(self, name), least=0)
+        if self.eval_batches is not None:
+            _check_whole("eval_batches", self.eval_batches, least=1)
+        if self.batch_size % self.microbatches:
+            raise UserError(
+                f"{self.microbatches} microbatches do not divide a batch of {self.batch_size}"
+            )
+        if self.on_nan not in ("stop", "skip"):
+            raise UserError(f"TrainConfig.on_nan is 'stop' or 'skip'; got {self.on_nan!r}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions per step, padding included: what the hardware computes."""
+        return self.batch_size * self.data.sequence_length
+
+    def plan(self) -> Plan:
+        return self.growth.plan(self.model.num_layers, self.total_steps)
+
+    def describe_plan(self) -> dict:
+        """The plan with its costs, as plain data; see `Plan.describe`."""
+        costs = self.model.costs(self.data.sequence_length)
+        return self.plan().describe(costs, self.tokens_per_step)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+# What may change when a run goes on: it decides how a run is carried out and
+# watched, and no number that comes out of it.
+OPERATIONAL = (
+    "name", "mesh", "log_every", "checkpoint_every", "keep_checkpoints", "compilation_cache",
+    "data.cache_dir",
+)
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines 'key: old -> new' for every setting that differs and is not operational."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        name = prefix + key
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if name in OPERATIONAL or before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines.extend(differences(before, after, name + "."))
+        else:
+            lines.append(f"{name}: {before!r} -> {after!r}")
+    return lines

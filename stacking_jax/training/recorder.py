@@ -1,0 +1,142 @@
+"""Reads the metrics of a step after the next one is dispatched, and keeps count."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from stacking_jax.console import warn
+from stacking_jax.errors import UserError
+from stacking_jax.growth import Plan
+from stacking_jax.training.telemetry import Clock, MetricsLog, human
+
+_SKIPS_IN_A_ROW = 20
+
+
+@dataclasses.dataclass
+class Counters:
+    """What a run has done so far, over all its restarts.
+
+    Attributes:
+      tokens: real tokens that carried loss.
+      skipped: steps left out because loss or gradient was not finite.
+      train_loss: of the last step, in nats per token.
+      stages: per stage: steps, tokens, seconds of training, compiling, growing.
+    """
+
+    tokens: int = 0
+    skipped: int = 0
+    train_loss: float = math.nan
+    stages: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, plan: Plan) -> Counters:
+        zero = {"steps": 0, "tokens": 0, "seconds": 0.0, "compile_seconds": 0.0, "grow_seconds": 0.0}
+        return cls(stages=[{"depth": stage.depth, **zero} for stage in plan.stages])
+
+
+class Recorder:
+    """The host's side of the loop.
+
+    Reading a metric waits for its step. So the metrics of step n − 1 are read
+    after step n has been dispatched, and the device never waits for the host.
+    """
+
+    def __init__(
+        self, plan: Plan, counters: Counters, clock: Clock, log: MetricsLog | None, *,
+        flops_at: Any, log_every: int, on_nan: str,
+    ):
+        self.plan, self.counters, self.clock, self._log = plan, counters, clock, log
+        self._flops_at, self._log_every, self._on_nan = flops_at, log_every, on_nan
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._skipped_in_a_row = 0
+        self.last_good_checkpoint: int | None = None
+        self._speed_from = (0.0, 0, 0.0)
+        self.status = ""
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of update `step`, just dispatched; reads the one before."""
+        self.drain()
+        self._pending = (step, metrics)
+
+    def drain(self) -> None:
+        """Reads what is pending, which waits for that step to be done."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._check(step, values)
+        number = self.plan.stage_at(step - 1)
+        stage = self.counters.stages[number]
+        stage["steps"] += 1
+        stage["tokens"] += int(values["tokens"])
+        self.counters.tokens += int(values["tokens"])
+        self.counters.train_loss = values["loss"]
+        if step % self._log_every == 0 or step == self.plan.total_steps:
+            self._write_row(step, number, values)
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """Writes a line of another kind, with the cumulative counters."""
+        if self._log is not None:
+            self._log.write(kind, step, **values, **self._cumulative(step))
+
+    def _write_row(self, step, number, values):
+        depth = self.plan.stages[number].depth
+        seconds = self.clock.read()["step"]
+        since, tokens, flops = self._speed_from
+        elapsed = max(seconds - since, 1e-9)
+        token_rate = (self.counters.tokens - tokens) / elapsed
+        flop_rate = (self._flops_at(step) - flops) / elapsed
+        self._speed_from = (seconds, self.counters.tokens, self._flops_at(step))
+        self.status = (
+            f"stage {number + 1}/{len(self.plan.stages)} · {depth} layers · "
+            f"loss {values['loss']:.3f} · {human(token_rate)} tokens/s · "
+            f"{human(flop_rate, 'FLOP/s')}"
+        )
+        self.event(
+            "train", step, stage=number + 1, depth=depth, loss=values["loss"],
+            learning_rate=values["learning_rate"], grad_norm=values["grad_norm"],
+            tokens_per_second=token_rate, flops_per_second=flop_rate,
+        )
+
+    def _cumulative(self, step):
+        return {
+            "tokens": self.counters.tokens,
+            "model_flops": self._flops_at(step),
+            "wall_seconds": self.clock.wall,
+            "train_seconds": self.clock.read()["step"],
+        }
+
+    def restart_speed(self, step: int) -> None:
+        """Forgets the past when measuring speed: after a restart or a growth."""
+        self._speed_from = (
+            self.clock.read()["step"], self.counters.tokens, self._flops_at(step)
+        )
+
+    def _check(self, step, values):
+        if not values["skipped"]:
+            self._skipped_in_a_row = 0
+            return
+        last = self.last_good_checkpoint
+        where = (
+            f"the last good checkpoint is {last}" if last is not None
+            else "there is no checkpoint yet"
+        )
+        what = f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step}"
+        if self._on_nan == "stop":
+            raise UserError(
+                f"training diverged: {what}; {where}; lower the learning rate, "
+                "or bind TrainConfig.on_nan = 'skip' to leave such steps out"
+            )
+        self.counters.skipped += 1
+        self._skipped_in_a_row += 1
+        warn(f"skipped a step: {what}")
+        if self._skipped_in_a_row >= _SKIPS_IN_A_ROW:
+            raise UserError(
+                f"training diverged: {_SKIPS_IN_A_ROW} steps in a row were not finite, the last "
+                f"with {what}; {where}; lower the learning rate"
+            )

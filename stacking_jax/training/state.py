@@ -1,0 +1,141 @@
+"""The training state: made from shapes first, sharded from its birth."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stacking_jax.growth import DepthMap, grow
+from stacking_jax.growth.layouts import path_keys
+from stacking_jax.models import LAYOUT, Decoder, DecoderConfig
+from stacking_jax.training import sharding
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What training changes.
+
+    Attributes:
+      step: int32 scalar, updates done over all stages.
+      params: nested dicts of float32 arrays.
+      opt_state: the optimiser's state.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def model_graph(config: DecoderConfig) -> Any:
+    """The decoder without its parameters; the same for every depth."""
+    return nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, depth=1, key=jax.random.key(0))))
+
+
+def initial_state(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int, seed: int
+) -> TrainState:
+    """A fresh state that stores `depth` layers. Pure: trace it, or run it under jit."""
+    model = Decoder(config, depth=depth, key=jax.random.key(seed))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def abstract_state(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of a state, with no memory behind them.
+
+    A leaf of the optimiser is sharded like the parameter that it belongs to, if
+    it has that parameter's shape. Others (factored moments, counts) are small
+    and whole on every device.
+
+    Raises:
+      UserError: if the mesh cannot divide a parameter.
+    """
+    shapes = jax.eval_shape(lambda: initial_state(config, optimizer, depth, seed=0))
+    axes = _parameter_axes(config)
+    by_path = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes.params)[0]:
+        keys = path_keys(path)
+        by_path[keys] = (leaf.shape, sharding.named_sharding(mesh, axes[keys], leaf.shape, "/".join(keys)))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(path, leaf):
+        keys = path_keys(path)
+        for start in range(len(keys)):
+            shape, wanted = by_path.get(keys[start:], (None, None))
+            if shape == leaf.shape:
+                return leaf.update(sharding=wanted)
+        return leaf.update(sharding=whole)
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def shardings_of(tree: Any) -> Any:
+    """The shardings of an abstract or concrete tree."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def sharded_initial_state(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+) -> TrainState:
+    """Initialises straight into shards: the full parameters never lie on one device."""
+    depth = jax.tree.leaves(abstract.params["stack"])[0].shape[0]
+    make = jax.jit(
+        lambda: initial_state(config, optimizer, depth, seed), out_shardings=shardings_of(abstract)
+    )
+    return make()
+
+
+def growth_function(
+    depth_map: DepthMap, after: TrainState
+) -> Callable[[TrainState], TrainState]:
+    """The jitted growth of a whole state: parameters and moments together, on the devices.
+
+    Args:
+      depth_map: from the old depth to the new.
+      after: the abstract grown state, whose shardings are kept.
+    """
+    return jax.jit(lambda state: grow(state, depth_map, LAYOUT), out_shardings=shardings_of(after))
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 over all parameters: path, dtype, shape and bytes, sorted by path."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    for path, leaf in sorted(leaves, key=lambda item: path_keys(item[0])):
+        values = np.asarray(_whole_on_host(leaf))
+        digest.update(f"{'/'.join(path_keys(path))}:{values.dtype}:{values.shape};".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _whole_on_host(leaf: jax.Array) -> np.ndarray:
+    if jax.process_count() == 1:
+        return jax.device_get(leaf)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _parameter_axes(config: DecoderConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Path of a parameter -> the names of its axes, the layer axis included."""
+    model = nnx.eval_shape(lambda: Decoder(config, depth=1, key=jax.random.key(0)))
+    is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
+    axes = {}
+    for path, param in jax.tree_util.tree_flatten_with_path(
+        nnx.state(model, nnx.Param), is_leaf=is_param
+    )[0]:
+        keys = path_keys(path)
+        axes[keys] = (("layers",) if LAYOUT.matches(keys) else ()) + param.axes
+    return axes

@@ -1,0 +1,125 @@
+"""One training step and one evaluation step, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from stacking_jax.models.decoder import Constrain, unconstrained
+from stacking_jax.models.losses import cross_entropy, inputs_from_targets
+from stacking_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    graph: Any,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    *,
+    clip_norm: float | None = None,
+    z_loss: float = 0.0,
+    microbatches: int = 1,
+    skip_nonfinite: bool = False,
+    constrain: Constrain = unconstrained,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds `train_step(state, batch) -> (state, metrics)`.
+
+    Args:
+      graph: the decoder's graph definition, from `state.model_graph`.
+      optimizer: gives directions; the learning rate is applied here.
+      learning_rate: from the number of the update, counted from 1, to its rate.
+      clip_norm: the largest global norm of a gradient.
+      z_loss: weight of log²(Z).
+      microbatches: parts of a batch that are computed one after the other.
+      skip_nonfinite: leave the state as it is when loss or gradient is not finite.
+      constrain: places activations on the mesh.
+
+    The batch holds `tokens`, `segment_ids` and `positions`, int32 `[B, L]`. The
+    metrics are scalars: `loss` (cross-entropy alone, nats per token), `grad_norm`
+    (before clipping), `learning_rate`, `tokens` (that carried loss), `skipped`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        tokens = jnp.sum(batch["segment_ids"] > 0)
+
+        def loss_of(params, part):
+            cross, z = _sums(graph, params, part, z_loss, constrain)
+            # Divided by the whole batch's tokens, so that parts add up to the whole.
+            return (cross + z) / jnp.maximum(tokens, 1), cross
+
+        gradients, cross = _accumulate(loss_of, state.params, batch, microbatches)
+        grad_norm = optax.global_norm(gradients)
+        if clip_norm is not None:
+            shrink = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-9))
+            gradients = jax.tree.map(lambda leaf: leaf * shrink, gradients)
+
+        rate = learning_rate(state.step + 1)
+        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda leaf, step: leaf - rate * step, state.params, directions)
+
+        loss = cross / jnp.maximum(tokens, 1)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if skip_nonfinite:
+            # A select and not a `cond`: a `cond` would copy the whole state.
+            keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+            params = jax.tree.map(keep, params, state.params)
+            opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(rate, jnp.float32),
+            "tokens": tokens,
+            "skipped": jnp.where(finite, 0, 1),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    graph: Any, constrain: Constrain = unconstrained
+) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """Builds `eval_step(params, batch) -> (summed cross-entropy in nats, tokens)`."""
+
+    def eval_step(params, batch):
+        cross, _ = _sums(graph, params, batch, 0.0, constrain)
+        return cross, jnp.sum(batch["segment_ids"] > 0)
+
+    return eval_step
+
+
+def _sums(graph, params, batch, z_loss, constrain):
+    segment_ids = batch["segment_ids"]
+    logits = nnx.merge(graph, params)(
+        inputs_from_targets(batch["tokens"], segment_ids),
+        segment_ids=segment_ids,
+        positions=batch["positions"],
+        constrain=constrain,
+    )
+    weights = (segment_ids > 0).astype(jnp.float32)
+    return cross_entropy(logits, batch["tokens"], weights, z_loss)
+
+
+def _accumulate(loss_of, params, batch, microbatches):
+    """Gradient and summed cross-entropy over the microbatches."""
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    if microbatches == 1:
+        return gradient_of(params, batch)
+
+    # Rows are dealt out in turn: every device keeps its share of each microbatch.
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, microbatches, leaf.shape[1]).swapaxes(0, 1), batch
+    )
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradient_of(params, part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
+    return jax.lax.scan(add, zeros, parts)[0]

@@ -26,12 +26,13 @@ class Checkpoints:
     It appears under its step's number whole or not at all.
     """
 
-    def __init__(self, directory: str | Path, keep: int):
+    def __init__(self, directory: str | Path, keep: int = 1, *, read_only: bool = False):
         """Opens or creates the folder.
 
         Args:
           directory: of the checkpoints alone.
           keep: how many are kept, the newest ones.
+          read_only: touch nothing; another process may be training here.
         """
         import orbax.checkpoint as ocp
 
@@ -39,11 +40,15 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp = ocp
         self.directory = Path(directory).absolute()
-        self._warn_of_unfinished()
+        if not read_only:
+            self._warn_of_unfinished()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=True
+                max_to_keep=None if read_only else keep,
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=not read_only,
             ),
             item_names=("state", "meta"),
         )
@@ -125,6 +130,25 @@ class Checkpoints:
             args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(_as_dict(abstract))),
         )
         return TrainState(**restored["state"])
+
+    def restore_params(self, step: int, abstract: Any) -> Any:
+        """The parameters alone of one checkpoint, straight into their shards.
+
+        Args:
+          step: of the checkpoint.
+          abstract: nested dicts of `ShapeDtypeStruct`s with shardings.
+        """
+        item = {"params": abstract}
+        with self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(
+                self.directory / str(step) / "state",
+                args=self._ocp.args.PyTreeRestore(
+                    item=item,
+                    restore_args=self._ocp.checkpoint_utils.construct_restore_args(item),
+                    partial_restore=True,
+                ),
+            )
+        return restored["params"]
 
     def _restore(self, step, abstract):
         meta = self.read_meta(step)

@@ -63,11 +63,11 @@ def abstract_state(
       UserError: if the mesh cannot divide a parameter.
     """
     shapes = jax.eval_shape(lambda: initial_state(config, optimizer, depth, seed=0))
-    axes = _parameter_axes(config)
-    by_path = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes.params)[0]:
-        keys = path_keys(path)
-        by_path[keys] = (leaf.shape, sharding.named_sharding(mesh, axes[keys], leaf.shape, "/".join(keys)))
+    params = abstract_params(config, depth, mesh)
+    by_path = {
+        path_keys(path): (leaf.shape, leaf.sharding)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path, leaf):
@@ -79,6 +79,24 @@ def abstract_state(
         return leaf.update(sharding=whole)
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def abstract_params(config: DecoderConfig, depth: int, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the parameters, as nested dicts.
+
+    Raises:
+      UserError: if the mesh cannot divide a parameter.
+    """
+    axes = _parameter_axes(config)
+
+    def place(path, leaf):
+        keys = path_keys(path)
+        where = sharding.named_sharding(mesh, axes[keys], leaf.shape, "/".join(keys))
+        return leaf.update(sharding=where)
+
+    model = nnx.eval_shape(lambda: Decoder(config, depth=depth, key=jax.random.key(0)))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return jax.tree_util.tree_map_with_path(place, params)
 
 
 def shardings_of(tree: Any) -> Any:

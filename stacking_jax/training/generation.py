@@ -1,0 +1,60 @@
+"""Continues text with the model of a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stacking_jax.data import tokenizer as open_tokenizer
+from stacking_jax.errors import UserError
+from stacking_jax.models.decoding import generate
+from stacking_jax.training import sharding
+from stacking_jax.training.checkpoints import Checkpoints
+from stacking_jax.training.compilation import use_compilation_cache
+from stacking_jax.training.config import MeshConfig
+from stacking_jax.training.run_directory import read_config
+from stacking_jax.training.state import abstract_params, model_graph
+
+
+def sample_from_run(
+    run_dir: str | Path,
+    prompt: str,
+    *,
+    step: int | None = None,
+    num_samples: int = 1,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Samples continuations of `prompt`; see `models.decoding.generate`.
+
+    Raises:
+      UserError: if the directory holds no run or no such checkpoint.
+    """
+    run_dir = Path(run_dir)
+    config = read_config(run_dir)
+    use_compilation_cache(config.compilation_cache)
+    tokenizer = open_tokenizer(config.data)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{run_dir} holds no checkpoint yet")
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise UserError(
+            f"{run_dir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
+        )
+    depth = int(checkpoints.read_meta(step)["depth"])
+    params = checkpoints.restore_params(
+        step, abstract_params(config.model, depth, sharding.make_mesh(MeshConfig()))
+    )
+    if num_samples < 1:
+        raise UserError(f"num_samples must be at least 1; got {num_samples}")
+    outputs = generate(
+        model_graph(config.model), params, [tokenizer.encode(prompt)] * num_samples,
+        max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id, temperature=temperature,
+        top_k=top_k, top_p=top_p, seed=seed,
+    )
+    return [tokenizer.decode(tokens) for tokens in outputs]

@@ -1,0 +1,26 @@
+"""Text to packed batches: `open_cache(DataConfig(...))`, then `PackedBatches`.
+
+Importing this package imports neither TensorFlow, seqio nor Grain; opening a
+cache and reading it needs no TensorFlow either.
+"""
+
+from stacking_jax.data.batches import PackedBatches
+from stacking_jax.data.cache import PackedCache, load_cache, open_cache, tokenizer
+from stacking_jax.data.config import DEFAULT_TASK, DataConfig
+from stacking_jax.data.manifest import Manifest, SplitInfo
+from stacking_jax.data.vocabularies import Tokenizer, VocabularyInfo, load_tokenizer
+
+__all__ = [
+    "DEFAULT_TASK",
+    "DataConfig",
+    "Manifest",
+    "PackedBatches",
+    "PackedCache",
+    "SplitInfo",
+    "Tokenizer",
+    "VocabularyInfo",
+    "load_cache",
+    "load_tokenizer",
+    "open_cache",
+    "tokenizer",
+]

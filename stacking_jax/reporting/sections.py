@@ -1,0 +1,293 @@
+"""The parts of the report that are tables: results, speed-up, time, stages, configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stacking_jax.reporting import units
+from stacking_jax.reporting.comparison import Comparison, Row
+from stacking_jax.reporting.markup import escape, header, number, run_key, text_cell
+from stacking_jax.reporting.runs import Run
+from stacking_jax.reporting.tables import cost_shares, depth_text, row_lines
+
+_MOST_NUMBERED = 32
+
+
+def results_section(comparison: Comparison) -> str:
+    """The main table, and under it what may be compared with what."""
+    # Loss and cost first: on a phone the rest is reached by scrolling.
+    columns = (
+        ("Run", ""), ("Held-out loss", "nats/token"), ("Held-out loss", "bits/byte"),
+        ("Model FLOPs", ""), ("Training time", "steps only"), ("Wall time", "everything"),
+        ("Steps", ""), ("Tokens", ""), ("Depth", "layers"), ("Parameters", ""), ("Method", ""),
+    )  # fmt: skip
+    body = "".join(
+        "<tr>"
+        + name_cell(i, row)
+        + number(row.eval_loss, units.loss(row.eval_loss))
+        + number(row.bits_per_byte, units.loss(row.bits_per_byte))
+        + number(row.model_flops, units.flops(row.model_flops))
+        + number(row.train_seconds, units.duration(row.train_seconds))
+        + number(row.wall_seconds, units.duration(row.wall_seconds))
+        + number(row.steps, units.integer(row.steps))
+        + number(row.tokens, units.count(row.tokens))
+        + f"<td>{escape(depth_text(row))}</td>"
+        + number(row.params, units.count(row.params))
+        + f"<td>{escape(row.method)}</td>"
+        + "</tr>"
+        for i, row in enumerate(comparison.rows)
+    )
+    items = "".join(
+        f"<li>{run_key(i)}<strong>{escape(row.label)}</strong>{_sentences(row)}</li>"
+        for i, row in enumerate(comparison.rows)
+    )
+    title = "What may be compared with what" if len(comparison.rows) > 1 else "Notes"
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in comparison.notes)
+    return (
+        "<h2>Results</h2>"
+        '<div class="card scroll"><table class="results">'
+        f"{header(columns)}<tbody>{body}</tbody></table></div>{notes}"
+        f'<h2>{title}</h2><ul class="stand">{items}</ul>'
+    )
+
+
+def name_cell(index: int, row: Row) -> str:
+    """A run's key, name and marks, at the head of its line."""
+    marks = [] if row.status == "finished" else [row.status]
+    marks += ["not comparable"] if row.not_comparable else []
+    badges = "".join(f'<br><span class="badge">{escape(mark)}</span>' for mark in marks)
+    return f'<th scope="row" class="name">{run_key(index)}{escape(row.label)}{badges}</th>'
+
+
+def _sentences(row: Row) -> str:
+    lines = row_lines(row) or [row.status]
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def speedup_section(comparison: Comparison) -> str:
+    """Predicted against measured speed-up, for runs whose plan has more than one stage."""
+    staged = [
+        (i, row) for i, row in enumerate(comparison.rows) if (row.num_stages or 1) > 1
+    ]
+    if not staged:
+        return ""
+    columns = (
+        ("Run", ""), ("Measured against", ""), ("Predicted", "whole model"),
+        ("Predicted", "blocks alone"), ("Measured", "training time"),
+        ("÷ predicted", "training time"), ("Measured", "wall time"),
+        ("÷ predicted", "wall time"),
+    )  # fmt: skip
+    body = "".join(
+        "<tr>"
+        + name_cell(i, row)
+        + text_cell(row.speedup_reference or _no_reference(row))
+        + number(row.predicted_speedup, units.ratio(row.predicted_speedup))
+        + number(row.predicted_speedup_blocks, units.ratio(row.predicted_speedup_blocks))
+        + "".join(
+            number(measured, units.ratio(measured))
+            + number(share, units.MISSING if share is None else f"{share:.2f}")
+            for measured in (row.measured_speedup, row.measured_speedup_wall)
+            for share in (_over(measured, row.predicted_speedup),)
+        )
+        + "</tr>"
+        for i, row in staged
+    )
+    return (
+        "<h2>Speed-up over full depth from the start</h2>"
+        '<div class="card scroll"><table class="results">'
+        f"{header(columns, text_columns=2)}<tbody>{body}</tbody></table></div>"
+        '<p class="small">Predicted from the FLOPs of the plan at equal steps; the whole model'
+        " includes head and attention, which do not shrink with depth as the blocks do."
+        " Measured: time of"
+        " the full-depth run of as many steps over the run's own.</p>"
+    )
+
+
+def _no_reference(row: Row) -> str:
+    return "no such run is here" if row.status == "finished" else row.status
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def time_section(comparison: Comparison) -> str:
+    """Where the wall time went, as bars on one scale."""
+    longest = max((row.wall_seconds or 0.0 for row in comparison.rows), default=0.0)
+    if not longest:
+        return ""
+    body = []
+    for i, row in enumerate(comparison.rows):
+        train, compiled = row.train_seconds or 0.0, row.compile_seconds or 0.0
+        rest = max(0.0, (row.wall_seconds or 0.0) - train - compiled)
+        bars = "".join(
+            f'<i class="{kind}" style="width:{100 * part / longest:.2f}%"></i>'
+            for kind, part in (("t-train", train), ("t-compile", compiled), ("t-rest", rest))
+        )
+        body.append(
+            f"<tr>{name_cell(i, row)}"
+            f'<td class="text middle" style="width:50%"><div class="bar">{bars}</div></td>'
+            + number(row.train_seconds, units.duration(row.train_seconds))
+            + number(row.compile_seconds, units.duration(row.compile_seconds))
+            + number(rest, units.duration(rest))
+            + number(row.wall_seconds, units.duration(row.wall_seconds))
+            + "</tr>"
+        )
+    columns = (
+        ("Run", ""), ("", ""), ("Training", "steps only"), ("Compiling", ""), ("Rest", ""),
+        ("All", "wall time"),
+    )  # fmt: skip
+    return (
+        "<h2>Where the time went</h2>"
+        '<div class="card scroll"><table class="results">'
+        f"{header(columns, text_columns=2)}<tbody>{''.join(body)}</tbody></table></div>"
+        '<p class="small"><span class="chip t-train" style="margin-left:0"></span>training'
+        '<span class="chip t-compile"></span>compiling<span class="chip t-rest"></span>rest:'
+        " growing, evaluating, saving, reading data, starting"
+        + (
+            ". A run without a summary does not yet say how long it compiled; it is in the rest."
+            if any(row.compile_seconds is None for row in comparison.rows)
+            else "."
+        )
+        + "</p>"
+    )
+
+
+def stages_section(comparison: Comparison) -> str:
+    """Per run, its stages: what was planned and, where the run is finished, what was measured."""
+    columns = (
+        ("Stage", ""), ("Depth", "layers"), ("Steps", ""), ("Tokens", ""), ("Parameters", ""),
+        ("Cost", "planned share"), ("Model FLOPs", "measured"), ("Training time", "measured"),
+        ("Compiling", "measured"),
+    )  # fmt: skip
+    groups = []
+    for i, (run, row) in enumerate(zip(comparison.runs, comparison.rows, strict=True)):
+        lines = _stage_rows(run)
+        if lines:
+            title = f"{run_key(i)}{escape(row.label)}"
+            groups.append(
+                f'<tbody><tr class="group"><th scope="rowgroup" class="text"'
+                f' colspan="{len(columns) + 1}">{title}</th></tr>{lines}</tbody>'
+            )
+    if not groups:
+        return ""
+    head = header(columns, text_columns=0).replace(
+        "</tr></thead>", '<th scope="col" class="text">Layers</th></tr></thead>'
+    )
+    return (
+        '<h2>Stages</h2><div class="card scroll"><table class="stages">'
+        f"{head}{''.join(groups)}</table></div>"
+        '<p class="small">Layers: for each layer the layer of the stage before from which it was'
+        " made, counted from 0 at the input; blue: the further copy. A run without a summary has"
+        " only its plan here.</p>"
+    )
+
+
+def _stage_rows(run: Run) -> str:
+    planned = run.plan.get("stages") or ()
+    lines = []
+    shares = cost_shares(planned)
+    for place in range(max(len(planned), len(run.stages))):
+        plan = planned[place] if place < len(planned) else {}
+        done = run.stages[place] if place < len(run.stages) else {}
+        both = {**plan, **done}
+        share = shares[place] if place < len(shares) else None
+        compiling = done.get("compile_seconds")
+        lines.append(
+            "<tr>"
+            + f"<td>{place + 1}</td>"
+            + number(both.get("depth"), units.integer(both.get("depth")))
+            + number(both.get("steps"), units.integer(both.get("steps")))
+            + number(both.get("tokens"), units.count(both.get("tokens")))
+            + number(plan.get("params"), units.count(plan.get("params")))
+            + number(share, units.percent(share))
+            + number(done.get("model_flops"), units.flops(done.get("model_flops")))
+            + number(done.get("seconds"), units.duration(done.get("seconds")))
+            + number(compiling, units.duration(compiling))
+            + f'<td class="text middle">{_layers(run, place, plan)}</td>'
+            + "</tr>"
+        )
+    return "".join(lines)
+
+
+def _layers(run: Run, place: int, plan: dict[str, Any]) -> str:
+    """The map of the growth into this stage, layer by layer; the plan's own picture otherwise."""
+    growth = run.growths[place - 1] if 0 < place <= len(run.growths) else {}
+    sources = growth.get("map", plan.get("map"))
+    if not isinstance(sources, list) or not all(isinstance(s, int) for s in sources):
+        return escape(plan.get("map_text") or ("new" if place == 0 else units.MISSING))
+    seen: set[int] = set()
+    cells = []
+    for source in sources:
+        kind = ' class="copy"' if source in seen else ""
+        shown = source if len(sources) <= _MOST_NUMBERED else ""
+        cells.append(f"<b{kind}>{shown}</b>")
+        seen.add(source)
+    bare = "" if len(sources) <= _MOST_NUMBERED else " bare"
+    return f'<div class="layers{bare}">{"".join(cells)}</div>'
+
+
+def config_section(comparison: Comparison) -> str:
+    """Every setting of every run; those that differ first and highlighted, the rest folded away."""
+    flat = [flatten(run.config) for run in comparison.runs]
+    keys = list(dict.fromkeys(key for settings in flat for key in settings))
+    if not keys:
+        return ""
+    differing = [key for key in keys if len({_shown(settings, key) for settings in flat}) > 1]
+    same = [key for key in keys if key not in set(differing)]
+    labels = [row.label for row in comparison.rows]
+    out = ["<h2>Configuration</h2>"]
+    if differing:
+        out.append(_config_table(differing, flat, labels, "differs"))
+    elif len(flat) > 1:
+        out.append("<p>The runs have the same configuration.</p>")
+    if same:
+        title = (
+            f"{len(same)} settings that are the same in all runs"
+            if len(flat) > 1
+            else f"{len(same)} settings"
+        )
+        table = _config_table(same, flat[:1], ["value"], "")
+        out.append(f"<details><summary>{title}</summary>{table}</details>")
+    return "".join(out)
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """{'model': {'depth': 8}} as {'model.depth': 8}; lists stay as they are."""
+    if not isinstance(settings, dict) or not settings:
+        return {prefix: settings} if prefix else {}
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return units.MISSING
+    value = settings[key]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _breakable(key: str) -> str:
+    """A dotted key that may be broken after its dots and underscores."""
+    return escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
+def _config_table(
+    keys: list[str], flat: list[dict[str, Any]], labels: list[str], kind: str
+) -> str:
+    head = "".join(f'<th scope="col" class="text">{escape(label)}</th>' for label in labels)
+    body = "".join(
+        f'<tr{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>'
+        f'<th scope="row"><code>{_breakable(key)}</code></th>'
+        + "".join(f"<td><code>{escape(_shown(settings, key))}</code></td>" for settings in flat)
+        + "</tr>"
+        for key in keys
+    )
+    return (
+        '<div class="card scroll"><table class="config"><thead><tr>'
+        f'<th scope="col" class="text">setting</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

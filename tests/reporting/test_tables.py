@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import builtins
+import json
+
+import pytest
+
+from stacking_jax.errors import UserError
+from stacking_jax.reporting import compare_runs, comparison_table, plan_table, read_run
+from stacking_jax.reporting import units
+
+MIDAS = {"depths": (2, 4, 6, 8), "steps": (10, 40, 90, 160)}
+
+
+@pytest.fixture(params=["rich", "plain"])
+def drawing(request, monkeypatch):
+    """Both ways of drawing; without rich as on a machine that lacks it."""
+    if request.param == "plain":
+        real = builtins.__import__
+
+        def refuse(name, *args, **kwargs):
+            if name.split(".")[0] == "rich":
+                raise ImportError(name)
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", refuse)
+    return request.param
+
+
+def _words(line):
+    return [word.strip() for word in line.split("  ") if word.strip()]
+
+
+def test_numbers_are_those_of_the_summaries(drawing, demo_runs):
+    comparison = compare_runs([read_run(path) for path in demo_runs])
+    summaries = [json.loads((path / "summary.json").read_text()) for path in demo_runs]
+    lines = {}
+    for line in comparison_table(comparison, width=110).splitlines():
+        words = _words(line)
+        if len(words) == 4:
+            lines[words[0]] = words[1:]
+    for name, key, show in (
+        ("tokens", "tokens", units.count),
+        ("model FLOPs", "model_flops", units.flops),
+        ("training time", "train_seconds", units.duration),
+        ("wall time", "wall_seconds", units.duration),
+        ("held-out loss [nats/token]", "eval_loss", units.loss),
+        ("held-out loss [bits/byte]", "bits_per_byte", units.loss),
+        ("predicted speed-up", "speedup_model", units.ratio),
+    ):
+        assert lines[name] == [show(summary[key]) for summary in summaries], name
+    assert lines["steps"] == ["300", "300", "251"]
+    assert lines["depth [layers]"] == ["2→8", "8", "8"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 110, 200, None])
+def test_no_number_is_cut_whatever_the_width(drawing, demo_runs, width):
+    comparison = compare_runs([read_run(path) for path in demo_runs])
+    text = comparison_table(comparison, width)
+    for row in comparison.rows:
+        for shown in (units.loss(row.eval_loss), units.flops(row.model_flops)):
+            assert shown in text
+    assert "…" not in text
+    if width is not None:
+        assert max(map(len, text.splitlines())) <= width
+    assert "One seed per arm" in " ".join(text.split())
+
+
+def test_wide_terminals_get_a_line_per_run(drawing, demo_runs):
+    text = comparison_table(compare_runs([read_run(p) for p in demo_runs]), width=200)
+    assert ("─" in text) == (drawing == "rich"), "drawn by the other one"
+    row = next(line for line in text.splitlines() if line.strip().startswith("MIDAS PROP-2  "))
+    assert "129 TFLOP" in row and "1.20×" in row
+
+
+def test_marks_and_reasons_are_on_the_screen(drawing, make_run):
+    paths = [
+        make_run("a"),
+        make_run("odd", compare={"batch_size": 8}),
+        make_run("live", until=97, summary=False),
+    ]
+    text = " ".join(
+        comparison_table(compare_runs([read_run(p) for p in paths]), width=200).split()
+    )
+    assert "odd [not comparable]" in text
+    assert "odd: not comparable: batch size 8, but 16 in a" in text
+    assert "live [unfinished at step 97]" in text
+
+
+def test_names_are_text_and_not_orders_to_the_terminal(drawing, make_run):
+    path = make_run("a", name="[red]x[/red] \x1b[31m")
+    text = comparison_table(compare_runs([read_run(path)]), width=150)
+    assert "[red]x[/red]" in text and "\x1b" not in text
+
+
+def test_colour_only_where_it_is_asked_for(make_run):
+    comparison = compare_runs([read_run(make_run("a"))])
+    assert "\x1b[" in comparison_table(comparison, 120, color=True)
+    assert "\x1b[" not in comparison_table(comparison, 120, color=False)
+
+
+def test_a_plan_with_everything(drawing, make_run):
+    plan = json.loads((make_run("a", **MIDAS) / "plan.json").read_text())
+    plan["stages"][1]["map_text"] = "0 1 | 0 1"
+    lines = plan_table(plan).splitlines()
+    stages = [_words(line) for line in lines if _words(line)[:1] and _words(line)[0].isdigit()]
+    assert [words[1] for words in stages] == ["2", "4", "6", "8"]
+    assert [words[2] for words in stages] == ["10", "40", "90", "160"]
+    assert stages[1][-1] == "0 1 | 0 1" and stages[2][-1] == "midas" and stages[0][-1] == "new"
+    shares = [float(words[6].split()[0]) for words in stages]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and shares == sorted(shares)
+    total = next(_words(line) for line in lines if line.strip().startswith("all"))
+    assert "300" in total and "100.0 %" in total
+    last = " ".join(lines[-2:])
+    assert f"{plan['speedup_model']:.2f}×" in last and f"{plan['speedup_blocks']:.2f}×" in last
+
+
+def test_a_plan_with_the_least(drawing):
+    text = plan_table({"stages": [{"depth": 8, "steps": 1500}]})
+    assert "1,500" in text and "8" in text
+
+
+@pytest.mark.parametrize("width", [36, 60, 100])
+def test_a_plan_fits(drawing, make_run, width):
+    plan = json.loads((make_run("a", **MIDAS) / "plan.json").read_text())
+    text = plan_table(plan, width)
+    assert max(map(len, text.splitlines())) <= width and "MFLOP" in text
+
+
+@pytest.mark.parametrize(
+    "plan, message",
+    [
+        ({}, "no stages"),
+        ({"stages": []}, "no stages"),
+        ({"stages": [{"depth": 8}]}, "stage 1 of the plan lacks"),
+        ({"stages": [{"depth": 8, "steps": "many"}]}, "must be numbers"),
+    ],
+)
+def test_a_plan_that_is_none(plan, message):
+    with pytest.raises(UserError, match=message):
+        plan_table(plan)

@@ -9,6 +9,7 @@ pass by `growth.run_stack` (the copies stay tied).
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Sequence
 
 from stacking_jax.errors import UserError
@@ -21,10 +22,19 @@ class Segment:
     Attributes:
       layers: stored layer indices in the order in which they run.
       repeats: how often the run happens, at least 1.
+
+    Raises:
+      UserError: if `layers` or `repeats` are not whole numbers, or repeats < 1.
     """
 
     layers: tuple[int, ...]
     repeats: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(_as_index(layer) for layer in self.layers))
+        object.__setattr__(self, "repeats", _as_index(self.repeats))
+        if self.repeats < 1:
+            raise UserError("a segment of a depth map must be repeated at least once")
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -70,9 +80,7 @@ class DepthMap:
         flat = [layer for segment in segments for layer in segment.layers]
         if not flat:
             raise UserError("a depth map needs at least one layer; got none")
-        if any(segment.repeats < 1 for segment in segments):
-            raise UserError("a segment of a depth map must be repeated at least once")
-        stored = max(flat) + 1 if stored is None else stored
+        stored = max(flat) + 1 if stored is None else _as_index(stored)
         for layer in flat:
             if not 0 <= layer < stored:
                 raise UserError(
@@ -167,12 +175,15 @@ def as_depth_map(depth_map: DepthMap | Iterable[int], stored: int | None = None)
 
 
 def _as_index(entry) -> int:
-    try:
-        return entry.__index__()
-    except AttributeError:
-        raise UserError(
-            f"a depth map holds whole layer numbers; got {entry!r} of type {type(entry).__name__}"
-        ) from None
+    # A list of True and False is a mask of layers taken for a list of layers.
+    if not isinstance(entry, bool):
+        try:
+            return operator.index(entry)
+        except TypeError:
+            pass
+    raise UserError(
+        f"a depth map holds whole layer numbers; got {entry!r} of type {type(entry).__name__}"
+    )
 
 
 def _fold(sources: tuple[int, ...]) -> tuple[Segment, ...]:

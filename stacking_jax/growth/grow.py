@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,22 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth.depth_map import DepthMap, as_depth_map, contiguous_runs
+from stacking_jax.growth.depth_map import DepthMap, contiguous_runs
 from stacking_jax.growth.layouts import Layout, Scanned, Unrolled, path_keys
 
 
-def grow(tree: Any, depth_map: DepthMap | tuple[int, ...], layout: Layout) -> Any:
+def grow(tree: Any, depth_map: DepthMap | Sequence[int], layout: Layout) -> Any:
     """Returns the tree whose layer i is stored layer `depth_map.sources[i]`.
 
     The tree may be parameters, an optimiser state, an average, a whole train
     state; its leaves NumPy or JAX arrays, tracers, or `jax.ShapeDtypeStruct`s.
-    Leaves outside the stack are returned as they are. Pure, so it can run under
+    Leaves outside the stack are returned as they are; every layer of the result
+    has buffers of its own, fit for donation. Pure, so it can run under
     `jax.jit` with `out_shardings`, which is how a sharded state grows in place.
 
     Args:
       tree: any pytree that holds the stack, once or several times (an
         optimiser's moments are found by the same path).
-      depth_map: a map over as many stored layers as the stack holds.
+      depth_map: a map over as many stored layers as the stack holds; or the
+        stored layer of each new one, read against what the stack holds.
       layout: where the layers live: `Scanned` or `Unrolled`.
 
     Returns:
@@ -36,22 +38,28 @@ def grow(tree: Any, depth_map: DepthMap | tuple[int, ...], layout: Layout) -> An
         stack does not hold as many layers as the map reads from.
     """
     if isinstance(layout, Scanned):
-        return _grow_scanned(tree, as_depth_map(depth_map), layout)
+        return _grow_scanned(tree, depth_map, layout)
     if isinstance(layout, Unrolled):
-        return _grow_unrolled(tree, as_depth_map(depth_map), layout)
+        return _grow_unrolled(tree, depth_map, layout)
     raise UserError(f"a layout is Scanned(...) or Unrolled(...); got {layout!r}")
 
 
-def _grow_scanned(tree: Any, depth_map: DepthMap, layout: Scanned) -> Any:
+def _grow_scanned(tree: Any, depth_map: DepthMap | Sequence[int], layout: Scanned) -> Any:
     found = False
 
     def grow_leaf(path, leaf):
-        nonlocal found
+        nonlocal found, depth_map
         keys = path_keys(path)
         if not layout.matches(keys):
             return leaf
         found = True
-        return _take_layers(leaf, depth_map, layout.axis, "/".join(keys))
+        name, axis, shape = "/".join(keys), layout.axis, np.shape(leaf)
+        if not -len(shape) <= axis < len(shape):
+            raise UserError(f"{name} has shape {shape}: there is no axis {axis} to hold its layers")
+        what = f"{name} has shape {shape}: axis {axis} holds {shape[axis]} layers"
+        # Of a plain list, the first leaf decides how many layers are stored.
+        depth_map = _map_over(shape[axis], depth_map, what)
+        return _take_layers(leaf, depth_map, axis % len(shape))
 
     grown = jax.tree_util.tree_map_with_path(grow_leaf, tree)
     if not found:
@@ -59,20 +67,17 @@ def _grow_scanned(tree: Any, depth_map: DepthMap, layout: Scanned) -> Any:
     return grown
 
 
-def _take_layers(leaf: Any, depth_map: DepthMap, axis: int, name: str) -> Any:
-    shape = np.shape(leaf)
-    if not -len(shape) <= axis < len(shape):
-        raise UserError(
-            f"{name} has shape {shape}: there is no axis {axis} to hold its layers"
-        )
-    if shape[axis] != depth_map.stored:
-        raise UserError(
-            f"{name} has shape {shape}: axis {axis} holds {shape[axis]} layers, "
-            f"but the depth map reads from {depth_map.stored}"
-        )
-    axis %= len(shape)
+def _map_over(stored: int, depth_map: DepthMap | Sequence[int], what: str) -> DepthMap:
+    if not isinstance(depth_map, DepthMap):
+        depth_map = DepthMap(depth_map, stored=stored)
+    if depth_map.stored != stored:
+        raise UserError(f"{what}, but the depth map reads from {depth_map.stored}")
+    return depth_map
+
+
+def _take_layers(leaf: Any, depth_map: DepthMap, axis: int) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        new_shape = (*shape[:axis], len(depth_map), *shape[axis + 1 :])
+        new_shape = (*leaf.shape[:axis], len(depth_map), *leaf.shape[axis + 1 :])
         return leaf.update(shape=new_shape)
     if isinstance(leaf, np.ndarray):
         return np.take(leaf, depth_map.sources, axis=axis)
@@ -85,17 +90,19 @@ def _take_layers(leaf: Any, depth_map: DepthMap, axis: int, name: str) -> Any:
     return jnp.concatenate(pieces, axis=axis) if len(pieces) > 1 else pieces[0]
 
 
-def _grow_unrolled(tree: Any, depth_map: DepthMap, layout: Unrolled) -> Any:
+def _grow_unrolled(tree: Any, depth_map: DepthMap | Sequence[int], layout: Unrolled) -> Any:
     found = False
 
     def visit(node: Any, keys: tuple[str, ...]) -> Any:
-        nonlocal found
+        nonlocal found, depth_map
         if _ends_with(keys, layout.parents):
             layers = _numbered_children(node, layout)
             if layers:
                 found = True
                 where = "/".join(keys) or "the tree"
-                _check_numbers(sorted(layers), depth_map, layout, where)
+                _check_numbers(sorted(layers), layout, where)
+                what = f"{where} holds {len(layers)} layers {layout.pattern!r}"
+                depth_map = _map_over(len(layers), depth_map, what)
                 return _with_layers(node, layers, depth_map, layout)
         return _map_children(visit, node, keys)
 
@@ -117,29 +124,36 @@ def _numbered_children(node: Any, layout: Unrolled) -> dict[int, Any]:
     return keys
 
 
-def _check_numbers(numbers: list[int], depth_map: DepthMap, layout: Unrolled, where: str):
+def _check_numbers(numbers: list[int], layout: Unrolled, where: str) -> None:
     if numbers != list(range(len(numbers))):
         raise UserError(
             f"the layers {layout.pattern!r} under {where} are numbered {numbers}; "
             "expected 0, 1, 2, ... without gaps"
         )
-    if len(numbers) != depth_map.stored:
-        raise UserError(
-            f"{where} holds {len(numbers)} layers {layout.pattern!r}, "
-            f"but the depth map reads from {depth_map.stored}"
-        )
 
 
 def _with_layers(node: Any, layers: dict[int, Any], depth_map: DepthMap, layout: Unrolled) -> Any:
-    # Each copy gets containers of its own: an aliased dict that somebody changes
-    # in place would change two layers at once.
-    copies = [jax.tree.map(lambda leaf: leaf, node[layers[i]]) for i in depth_map.sources]
+    # Each copy gets containers and arrays of its own: what is shared could not be
+    # donated, and whoever changed it in place would change two layers at once.
+    copies = [
+        jax.tree.map(_copy if is_copy else lambda leaf: leaf, node[layers[source]])
+        for source, is_copy in zip(depth_map.sources, depth_map.copies, strict=True)
+    ]
     if isinstance(node, list):
         return type(node)(copies)
     key_type = type(layers[0])
-    others = {key: node[key] for key in node if layout.number(str(key)) is None}
     numbered = {key_type(layout.key(i)): layer for i, layer in enumerate(copies)}
-    return type(node)(others | numbered)
+    grown: dict = {}
+    for key in node:
+        # An ordered mapping keeps its order: the layers stand where they stood.
+        grown |= {key: node[key]} if layout.number(str(key)) is None else numbered
+    return type(node)(grown)
+
+
+def _copy(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def _map_children(visit: Callable, node: Any, keys: tuple[str, ...]) -> Any:

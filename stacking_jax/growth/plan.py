@@ -90,6 +90,10 @@ class Plan:
           alpha: 0 gives equal stages; the paper uses 1, 2 and 3.
           operator: name of a growth operator.
         """
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(
+            alpha
+        ):
+            raise UserError(f"PROP-α needs a finite number for α; got {alpha!r}")
         return cls._growing(
             depth, num_stages, total_steps, lambda i: alpha * math.log(i), operator
         )

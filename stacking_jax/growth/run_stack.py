@@ -5,17 +5,16 @@ A pure function over stacked parameters: usable from NNX, Linen or nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from stacking_jax.errors import UserError
 from stacking_jax.growth.depth_map import DepthMap, Segment, as_depth_map, contiguous_runs
-
-_GATHERED = "stacking_jax_gathered_layers"
+from stacking_jax.growth.read_layer import keep_all_but_layers, read_layer
 
 
 def run_stack(
@@ -27,28 +26,32 @@ def run_stack(
     *,
     per_position: Any = None,
     mode: Literal["scan", "unroll"] = "scan",
+    remat: Callable[..., Any] | None = None,
 ) -> Any:
     """Runs `body` once per position of the depth map, nearest the input first.
 
     A static map with repeats runs as nested scans: the weights of a loop are
-    read in place, not copied. A traced map (an integer array of static length,
-    drawn anew each step, say) costs as many layers as it is long; its gathered
-    weights are gathered again in the backward pass instead of being kept.
+    held once, however often it repeats. A traced map (an integer array of static
+    length, drawn anew each step, say) costs as many layers as it is long; each
+    layer is read where it is stored, and read again in the backward pass.
 
     Args:
       body: `body(layer, x) -> x` for one layer; `layer` is `layers` without its
         leading axis. With `per_position`: `body(layer, x, item) -> (x, output)`.
-        Wrap it in `jax.checkpoint` to rematerialise inside the layer.
       layers: a pytree of arrays `[stored, ...]`.
       x: the carry, any pytree; shapes and dtypes must not change.
       depth_map: a `DepthMap`, a sequence of stored layers, a traced integer
         array `[positions]`, or None for every layer once. Entries of a traced
         map are not checked: JAX clips them into range.
       gates: `[positions]`; position i computes x + gates[i] · (body(layer, x) − x),
-        so 1 is the layer itself, 0 skips it and 1/p rescales a dropped one.
+        so 1 is the layer itself and 0 skips it, both exactly, and 1/p rescales a
+        dropped one. Mixed in float32 at least; integers in the carry are not gated.
       per_position: a pytree of arrays `[positions, ...]` that goes by position
         and not by stored layer, such as a KV cache.
       mode: 'scan' compiles in flat time with depth; 'unroll' runs faster on CPU.
+      remat: a `jax.checkpoint` policy, what a position keeps for its backward
+        pass; None keeps everything. Give it here rather than wrap `body`: a traced
+        map has a checkpoint of its own, and the outer of two policies wins.
 
     Returns:
       The carry, or `(carry, outputs)` with outputs stacked `[positions, ...]`
@@ -56,7 +59,8 @@ def run_stack(
 
     Raises:
       UserError: if leaves disagree on the number of layers, the map names a
-        layer that is not there, or gates and map differ in length.
+        layer that is not there, gates and map differ in length, or `body` returns
+        a carry of another structure, shape or dtype.
     """
     stored = _stored(layers)
     traced = isinstance(depth_map, jax.Array)
@@ -67,16 +71,24 @@ def run_stack(
     else:
         depth_map = as_depth_map(depth_map, stored)
     positions = depth_map.shape[0] if traced else len(depth_map)
-    _check_positions("gates", gates, positions)
-    _check_positions("per_position", per_position, positions)
+    if gates is not None:
+        gates = jnp.asarray(gates)
+        if gates.shape != (positions,):
+            raise UserError(
+                f"gates has shape {gates.shape}, but the depth map runs {positions} positions"
+            )
+    _check_positions(per_position, positions)
     if mode not in ("scan", "unroll"):
         raise UserError(f"mode is 'scan' or 'unroll'; got {mode!r}")
 
     step = _step(body, with_items=per_position is not None)
     items = (gates, per_position)
     if traced:
-        x, outputs = _run_traced(step, layers, x, depth_map, items, mode)
-    elif mode == "unroll":
+        x, outputs = _run_traced(step, layers, x, depth_map, items, mode, remat)
+        return x if per_position is None else (x, outputs)
+    if remat is not None:
+        step = _checkpoint(step, remat, mode)
+    if mode == "unroll":
         x, outputs = _run_unrolled(step, _unstack(layers, stored), x, depth_map.sources, items)
     else:
         x, outputs = _run_scanned(step, layers, x, depth_map, items)
@@ -89,12 +101,28 @@ def _step(body: Callable, with_items: bool) -> Callable:
     def step(x, inputs):
         layer, (gate, item) = inputs
         new_x, output = body(layer, x, item) if with_items else (body(layer, x), None)
+        _check_carry(x, new_x)
         if gate is not None:
-            # Casting the gate keeps a bf16 carry bf16: scan wants equal dtypes.
-            new_x = jax.tree.map(lambda old, new: old + gate.astype(old.dtype) * (new - old), x, new_x)
+            new_x = jax.tree.map(lambda old, new: _mix(old, new, gate), x, new_x)
         return new_x, output
 
     return step
+
+
+def _mix(old, new, gate):
+    """(1 − gate) · old + gate · new, which is exact where the gate is 0 or 1."""
+    dtype = jnp.result_type(old)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return new
+    wide = jnp.promote_types(dtype, jnp.float32)
+    gate = gate.astype(wide)
+    return (jnp.asarray(old, wide) * (1 - gate) + jnp.asarray(new, wide) * gate).astype(dtype)
+
+
+def _checkpoint(step: Callable, policy: Callable, mode: str) -> Callable:
+    # Inside a scan the recomputation cannot be merged with the first one, so the
+    # barrier that would prevent it only costs.
+    return jax.checkpoint(step, policy=policy, prevent_cse=mode == "unroll")
 
 
 def _run_scanned(step, layers, x, depth_map: DepthMap, items):
@@ -103,7 +131,8 @@ def _run_scanned(step, layers, x, depth_map: DepthMap, items):
     for segment in depth_map.segments:
         stop = start + len(segment.layers) * segment.repeats
         here = _slice(items, start, stop)
-        x, output = _scan_segment(step, _select(layers, segment, depth_map.stored), x, segment, here)
+        chosen = _select(layers, segment, depth_map.stored)
+        x, output = _scan_segment(step, chosen, x, segment, here)
         outputs.append(output)
         start = stop
     return x, _concatenate(outputs)
@@ -145,23 +174,22 @@ def _run_unrolled(step, layer_list, x, sources, items):
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def _run_traced(step, layers, x, indices, items, mode):
-    def gather_and_run(layers, x, indices, items):
-        chosen = jax.tree.map(
-            lambda leaf: checkpoint_name(
-                jnp.take(leaf, indices, axis=0, mode="clip"), _GATHERED
-            ),
-            layers,
-        )
-        if mode == "scan":
-            return jax.lax.scan(step, x, (chosen, items))
-        count = indices.shape[0]
-        return _run_unrolled(step, _unstack(chosen, count), x, range(count), items)
+def _run_traced(step, layers, x, indices, items, mode, remat):
+    indices = jnp.clip(indices, 0, _stored(layers) - 1)
+    gathered = jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0, mode="clip"), layers)
 
-    policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
-    return jax.checkpoint(gather_and_run, policy=policy, prevent_cse=mode == "unroll")(
-        layers, x, indices, items
-    )
+    def read_and_step(x, inputs):
+        (index, slot), item = inputs
+        layer = jax.tree.map(lambda leaf, mine: read_layer(leaf, index, mine), layers, slot)
+        return step(x, (layer, item))
+
+    policy = functools.partial(keep_all_but_layers, remat)
+    read_and_step = _checkpoint(read_and_step, policy, mode)
+    if mode == "scan":
+        return jax.lax.scan(read_and_step, x, ((indices, gathered), items))
+    count = indices.shape[0]
+    slots = list(zip(_unstack(indices, count), _unstack(gathered, count), strict=True))
+    return _run_unrolled(read_and_step, slots, x, range(count), items)
 
 
 def _unstack(layers, stored: int) -> list:
@@ -203,16 +231,29 @@ def _stored(layers) -> int:
 
 
 def _check_traced(indices: jax.Array) -> None:
-    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+    if indices.ndim != 1 or not indices.size or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise UserError(
-            "a traced depth map is an integer array [positions]; "
+            "a traced depth map is an integer array [positions] of at least one position; "
             f"got {indices.dtype}{list(indices.shape)}"
         )
 
 
-def _check_positions(name: str, tree, positions: int) -> None:
+def _check_positions(tree, positions: int) -> None:
     for leaf in jax.tree.leaves(tree):
         if not jnp.shape(leaf) or jnp.shape(leaf)[0] != positions:
             raise UserError(
-                f"{name} has shape {jnp.shape(leaf)}, but the depth map runs {positions} positions"
+                f"per_position has a leaf of shape {jnp.shape(leaf)}, but the depth map runs "
+                f"{positions} positions"
             )
+
+
+def _check_carry(old, new) -> None:
+    """A scan would refuse a changed carry at length; an unrolled stack would let it pass."""
+
+    def describe(tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+    if describe(old) != describe(new):
+        was, now = (jax.tree.map(jax.typeof, tree) for tree in (old, new))
+        raise UserError(f"run_stack: body takes a carry {was} and returns {now}; they must agree")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+_NEVER = -1e30
+"""Added to the score of a key that must not be seen; finite, so that gradients are."""
+
 
 def document_mask(segment_ids: jax.Array) -> jax.Array:
     """Which keys each query may see: earlier ones of its own document.
@@ -47,7 +50,25 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     Returns:
       `[B, Q, H, W]` in the query's dtype; the softmax is computed in float32.
     """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    batch, length, heads, width = query.shape
+    kv_heads = key.shape[2]
+    # Heads go to the front, so that every product is a plain batched matrix product;
+    # query head h reads key head h // (H / K).
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    query = query.transpose(0, 2, 3, 1, 4) * width**-0.5
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bkgqw,bksw->bkgqs", query, key, preferred_element_type=jnp.float32)
+    scores = scores + jnp.where(mask, 0.0, _NEVER)[:, :, None]
+    # Normalising after the second product touches W numbers a query instead of S.
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkgqs,bksw->bkgqw", weights.astype(value.dtype), value,
+        preferred_element_type=jnp.float32,
+    )
+    mixed = (mixed / total).astype(value.dtype)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 def rotary_angles(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:

@@ -53,8 +53,11 @@ class DecoderConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads"):
+        optional = ("num_kv_heads", "head_dim")
+        for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", *optional):
             value = getattr(self, name)
+            if value is None and name in optional:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(
                     f"DecoderConfig.{name} must be a positive whole number; got {value!r}"
@@ -72,10 +75,16 @@ class DecoderConfig:
             raise UserError(
                 f"rotary embeddings turn pairs: a head width of {self.head_width} must be even"
             )
-        for name, known in (("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES)):
-            if getattr(self, name) not in known:
+        for name in ("rope_theta", "norm_epsilon"):
+            if not getattr(self, name) > 0:
                 raise UserError(
-                    f"DecoderConfig.{name} is one of {', '.join(known)}; got {getattr(self, name)!r}"
+                    f"DecoderConfig.{name} must be positive; got {getattr(self, name)!r}"
+                )
+        for name, known in (("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"DecoderConfig.{name} is one of {', '.join(known)}; got {value!r}"
                 )
 
     @property

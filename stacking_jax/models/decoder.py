@@ -26,7 +26,7 @@ from stacking_jax.models.config import DecoderConfig
 from stacking_jax.models.layer_stack import LayerStack
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-STREAM = ("batch", "length", "embed")
+STREAM = ("batch", "length", "stream")
 
 
 def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:

@@ -52,7 +52,7 @@ def generate(
         return []
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-    if temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
+    if not temperature >= 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
         raise UserError(
             f"sampling needs temperature >= 0, top_k >= 1 and 0 < top_p <= 1; got "
             f"temperature {temperature}, top_k {top_k}, top_p {top_p}"
@@ -109,7 +109,7 @@ def _generate(
         )
         return step + 1, logits[:, 0], cache, done, tokens
 
-    # Where a row ends early the rest stays at eos (or at -1, which nobody sees).
+    # A row that has ended goes on with the others; `generate` cuts it at its eos.
     tokens = jnp.full((batch, max_new_tokens), eos_id, jnp.int32)
     done = jnp.zeros((batch,), bool)
     start = (jnp.zeros((), jnp.int32), logits, cache, done, tokens)

@@ -14,6 +14,13 @@ from stacking_jax.growth import DepthMap, Scanned, run_stack
 LAYOUT = Scanned("stack/layers")
 """Where the decoder's layers live, in parameters and optimiser state alike."""
 
+CHECKPOINT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What a layer keeps for its backward pass, by name; see `DecoderConfig.remat`."""
+
 _UNROLL_UP_TO = 24
 
 
@@ -92,9 +99,15 @@ class LayerStack(nnx.Module):
 
         positions = jax.tree.leaves(stored)[0].shape[0] if depth_map is None else len(depth_map)
         mode = resolve_mode(self.mode, positions)
-        body = rematerialise(body, self.remat, mode)
         return run_stack(
-            body, stored, x, depth_map, gates, per_position=cache, mode=mode
+            body,
+            stored,
+            x,
+            depth_map,
+            gates,
+            per_position=cache,
+            mode=mode,
+            remat=CHECKPOINT_POLICIES[self.remat],
         )
 
 
@@ -104,16 +117,3 @@ def resolve_mode(mode: str, positions: int) -> str:
         return mode
     unroll = jax.default_backend() == "cpu" and positions <= _UNROLL_UP_TO
     return "unroll" if unroll else "scan"
-
-
-def rematerialise(body: Callable, policy: str, mode: str) -> Callable:
-    """Wraps a layer so that its backward pass recomputes what the policy does not keep."""
-    if policy == "none":
-        return body
-    keep = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }[policy]
-    # Inside a scan the recomputation cannot be merged with the first one, so the
-    # barrier that would prevent it only costs.
-    return jax.checkpoint(body, policy=keep, prevent_cse=mode == "unroll")

@@ -1,84 +1,17 @@
-"""Optimisers that see layers, not the stacked array.
+"""The optimisers of training, each per layer: see `growth.layerwise`.
 
-Adafactor's factored moments, its clipping by a block's RMS and its parameter
-scale belong to one matrix of one layer. On a stacked leaf [layers, in, out] they
-would mix layers, training scanned and unrolled would differ, and growing would
-not commute with the update. So everything that looks at a leaf as a whole runs
-under `vmap` over the layers. What looks at the whole gradient (the global clip)
-or at the global step (the schedule) stays outside and happens once; see `step`.
+What looks at the whole gradient (the global clip) or at the global step (the
+schedule) stays outside and happens once; see `step`.
 """
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from stacking_jax.growth import Scanned
-from stacking_jax.growth.layouts import path_keys
+from stacking_jax.growth.layerwise import layerwise
 from stacking_jax.training.config import OptimizerConfig
-
-
-class LayerwiseState(NamedTuple):
-    """State of a transform that runs once per layer and once for the rest.
-
-    Attributes:
-      stacked: the state for the layers, every leaf with a leading axis of layers,
-        nested under the layout's own keys so that `grow` finds all of it by path,
-        counts included.
-      rest: the state for everything else.
-    """
-
-    stacked: Any
-    rest: Any
-
-
-def layerwise(
-    transform: optax.GradientTransformation, layout: Scanned
-) -> optax.GradientTransformation:
-    """Runs `transform` per layer on the leaves of a scanned stack.
-
-    Args:
-      transform: any transform that treats leaves, or whole layers, independently.
-      layout: where the stack lives; its axis must be 0.
-    """
-
-    def split(tree):
-        def pick(wanted):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, leaf: leaf if layout.matches(path_keys(path)) is wanted else None, tree
-            )
-
-        return pick(True), pick(False)
-
-    def nest(state):
-        for key in reversed(layout.keys):
-            state = {key: state}
-        return state
-
-    def unnest(state):
-        for key in layout.keys:
-            state = state[key]
-        return state
-
-    def init(params):
-        stacked, rest = split(params)
-        return LayerwiseState(nest(jax.vmap(transform.init)(stacked)), transform.init(rest))
-
-    def update(updates, state, params=None):
-        stacked, rest = split(updates)
-        stacked_params, rest_params = split(params) if params is not None else (None, None)
-        stacked, stacked_state = jax.vmap(transform.update)(
-            stacked, unnest(state.stacked), stacked_params
-        )
-        rest, rest_state = transform.update(rest, state.rest, rest_params)
-        merged = jax.tree.map(
-            lambda a, b: b if a is None else a, stacked, rest, is_leaf=lambda leaf: leaf is None
-        )
-        return merged, LayerwiseState(nest(stacked_state), rest_state)
-
-    return optax.GradientTransformation(init, update)
 
 
 def optimizer(config: OptimizerConfig, layout: Scanned) -> optax.GradientTransformation:

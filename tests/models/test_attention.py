@@ -1,0 +1,104 @@
+"""Masks, attention and rotary positions against plain NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stacking_jax.models.attention import (
+    attend,
+    cache_mask,
+    document_mask,
+    rotary_angles,
+    rotate,
+)
+
+
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_document_mask_by_definition():
+    segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 3, 3, 0, 0]])
+    mask = np.asarray(document_mask(jnp.asarray(segments)))
+    assert mask.shape == (2, 1, 6, 6)
+    for b in range(2):
+        for query in range(6):
+            for key in range(6):
+                sees = key <= query and segments[b, key] == segments[b, query]
+                assert mask[b, 0, query, key] == sees
+    # Nobody is without a key: a softmax over nothing would be NaN.
+    assert mask.any(axis=-1).all()
+
+
+def test_cache_mask_by_definition():
+    positions = jnp.array([[0, 1], [3, 4]])
+    mask = np.asarray(cache_mask(positions, 5))
+    assert mask.shape == (2, 1, 2, 5)
+    assert mask.sum(axis=-1).tolist() == [[[1, 2]], [[4, 5]]]
+    assert mask[1, 0, 0].tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_against_numpy(kv_heads):
+    batch, length, heads, width = 2, 5, 4, 6
+    query, key, value = (
+        random(0, batch, length, heads, width),
+        random(1, batch, length, kv_heads, width),
+        random(2, batch, length, kv_heads, width),
+    )
+    mask = document_mask(jnp.array([[1, 1, 1, 2, 2], [1, 2, 2, 2, 0]]))
+    got = attend(query, key, value, mask)
+    group = heads // kv_heads
+    for b in range(batch):
+        for h in range(heads):
+            scores = np.asarray(query[b, :, h] @ key[b, :, h // group].T) / np.sqrt(width)
+            scores = np.where(np.asarray(mask[b, 0]), scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            want = weights @ np.asarray(value[b, :, h // group])
+            np.testing.assert_allclose(got[b, :, h], want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_softmax_is_wider_than_bfloat16():
+    # 256 equal keys: in bf16 sums of 1/256 would be exact, so weigh one of them more.
+    length = 300
+    query = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+    key = jnp.zeros((1, length, 1, 2), jnp.bfloat16)
+    value = jnp.ones((1, length, 1, 2), jnp.bfloat16)
+    out = attend(query, key, value, jnp.ones((1, 1, 1, length), bool))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, atol=2**-7)
+
+
+def test_rotation_against_complex_numbers():
+    positions, width, theta = jnp.array([[0, 1, 7], [3, 0, 100]]), 8, 10_000.0
+    x = random(3, 2, 3, 2, width)
+    got = rotate(x, *rotary_angles(positions, width, theta))
+    pairs = np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])
+    frequencies = theta ** (-np.arange(4) * 2 / width)
+    turned = pairs * np.exp(1j * np.asarray(positions)[:, :, None, None] * frequencies)
+    np.testing.assert_allclose(got, np.concatenate([turned.real, turned.imag], -1), atol=1e-4)
+
+
+def test_rotation_keeps_lengths_and_sees_only_distances():
+    query, key = random(4, 1, 1, 1, 8), random(5, 1, 1, 1, 8)
+
+    def score(q, k):
+        at = [rotary_angles(jnp.array([[position]]), 8, 10_000.0) for position in (q, k)]
+        return float(jnp.sum(rotate(query, *at[0]) * rotate(key, *at[1])))
+
+    assert score(0, 0) == pytest.approx(float(jnp.sum(query * key)), rel=1e-5)
+    assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-3, abs=1e-4)
+    assert score(9, 4) != pytest.approx(score(9, 5), rel=1e-3)
+    far = rotary_angles(jnp.array([[4000]]), 8, 10_000.0)
+    assert jnp.linalg.norm(rotate(query, *far)) == pytest.approx(
+        float(jnp.linalg.norm(query)), rel=1e-5
+    )
+
+
+def test_rotation_keeps_the_dtype():
+    x = random(6, 1, 2, 1, 4).astype(jnp.bfloat16)
+    assert rotate(x, *rotary_angles(jnp.array([[0, 1]]), 4, 1e4)).dtype == jnp.bfloat16

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.bindings = bindings
         return arguments.run(arguments) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # One line, whatever the message quotes.
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -52,8 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments as everything else here does: in one line."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="stacking-jax",
         description="Pretrains language models by growing their depth.",
         epilog=_EXAMPLES,
@@ -115,8 +123,7 @@ def _configure(arguments):
     from stacking_jax import configurables, gin_config
 
     gin_config.load(arguments.gin_file, arguments.bindings, configurables.register)
-    with gin_config.one_line_errors():
-        return configurables.configured()
+    return configurables.configured()
 
 
 def _train(arguments) -> int:

@@ -5,8 +5,11 @@ The classes themselves know nothing of gin.
 
 from __future__ import annotations
 
+import re
+
 from stacking_jax.data import DataConfig
-from stacking_jax.gin_config import require_gin
+from stacking_jax.errors import UserError
+from stacking_jax.gin_config import one_line_errors, require_gin
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training.config import GrowthConfig, MeshConfig, OptimizerConfig, TrainConfig
 
@@ -30,5 +33,25 @@ register()
 
 
 def configured() -> TrainConfig:
-    """The run that the loaded gin configuration describes."""
-    return _registered[TrainConfig]()
+    """The run that the loaded gin configuration describes.
+
+    Raises:
+      UserError: if something is not set, or set to a value of the wrong kind.
+    """
+    try:
+        with one_line_errors():
+            return _registered[TrainConfig]()
+    except TypeError as error:
+        # gin explains what is missing on lines of its own below Python's message.
+        message = str(error)
+        kind = re.findall(r"In call to configurable '(\w+)'", message)[0]
+        unset = re.search(r"No values supplied by Gin or caller for arguments: \[(.*)\]", message)
+        if unset is None:
+            raise UserError(
+                f"a value of {kind} is of the wrong kind: {message.splitlines()[0]}"
+            ) from error
+        names = ", ".join(f"{kind}.{name}" for name in re.findall(r"'(\w+)'", unset[1]))
+        raise UserError(
+            f"nothing sets {names}; begin with a file of gin/experiments, or include "
+            "gin/train.gin and a file of gin/models"
+        ) from error

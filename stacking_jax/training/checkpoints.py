@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,8 +39,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        # Orbax announces every step of a save; its errors reach us as exceptions.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _print_no_tracebacks()
         self._ocp = ocp
         self.directory = Path(directory).absolute()
         if not read_only:
@@ -49,18 +51,24 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=not read_only,
+                cleanup_tmp_directories=not read_only,
             ),
             item_names=("state", "meta"),
         )
+        self._last_begun: int | None = None
 
     def save(self, state: TrainState, meta: dict) -> None:
         """Starts to save; returns when the values are out of the state's buffers.
 
+        `meta` is written in the background: nobody may change it afterwards.
+
         Raises:
           UserError: if this save, or an earlier one, could not be written.
         """
-        step = int(meta["step"])
-        with self._saving(step):
+        # Orbax would wait here anyway; this way a failure is reported under its own step.
+        self.wait()
+        step = self._last_begun = int(meta["step"])
+        with self._saving():
             self._manager.save(
                 step,
                 args=self._ocp.args.Composite(
@@ -76,16 +84,29 @@ class Checkpoints:
         Raises:
           UserError: if it could not be written.
         """
-        with self._saving(self._manager.latest_step()):
+        with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits, then lets go of the folder.
+
+        Raises:
+          UserError: if something could not be written.
+        """
+        with self._saving():
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        # Not the manager's list: reading that from disk makes it forget the save in
+        # progress, and then it keeps one too many.
+        if not self.directory.is_dir():
+            return []
+        return sorted(
+            int(entry.name) for entry in self.directory.iterdir()
+            if entry.name.isdecimal() and entry.is_dir()
+        )
 
     def restore_latest(
         self, abstract: Callable[[int], TrainState]
@@ -104,13 +125,15 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._restore(step, abstract)
+                meta = self.read_meta(step)
+                return self.restore(step, abstract(int(meta["depth"]))), meta
             except Exception as error:  # noqa: BLE001  any kind of damage ends here
+                if _is_out_of_memory(error):
+                    raise
                 older = [other for other in steps if other < step]
                 moved = self._move_aside(step)
-                first_line = str(error).strip().splitlines()[:1] or [type(error).__name__]
                 warn(
-                    f"checkpoint {step} cannot be read ({first_line[0][:200]}); it was moved to "
+                    f"checkpoint {step} cannot be read ({_first_line(error)}); it was moved to "
                     f"{moved}; going on from "
                     + (f"checkpoint {older[-1]}" if older else "the beginning")
                 )
@@ -131,39 +154,46 @@ class Checkpoints:
         )
         return TrainState(**restored["state"])
 
-    def restore_params(self, step: int, abstract: Any) -> Any:
+    def restore_params(self, step: int, abstract: Callable[[int], Any]) -> Any:
         """The parameters alone of one checkpoint, straight into their shards.
 
         Args:
           step: of the checkpoint.
-          abstract: nested dicts of `ShapeDtypeStruct`s with shardings.
-        """
-        item = {"params": abstract}
-        with self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler()) as reader:
-            restored = reader.restore(
-                self.directory / str(step) / "state",
-                args=self._ocp.args.PyTreeRestore(
-                    item=item,
-                    restore_args=self._ocp.checkpoint_utils.construct_restore_args(item),
-                    partial_restore=True,
-                ),
-            )
-        return restored["params"]
+          abstract: from a depth to nested dicts of `ShapeDtypeStruct`s with shardings.
 
-    def _restore(self, step, abstract):
-        meta = self.read_meta(step)
-        return self.restore(step, abstract(int(meta["depth"]))), meta
+        Raises:
+          UserError: if the checkpoint cannot be read.
+        """
+        try:
+            item = {"params": abstract(int(self.read_meta(step)["depth"]))}
+            with self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler()) as reader:
+                restored = reader.restore(
+                    self.directory / str(step) / "state",
+                    args=self._ocp.args.PyTreeRestore(
+                        item=item,
+                        restore_args=self._ocp.checkpoint_utils.construct_restore_args(item),
+                        partial_restore=True,
+                    ),
+                )
+        except Exception as error:
+            if isinstance(error, UserError) or _is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"checkpoint {step} of {self.directory} cannot be read ({_first_line(error)}); "
+                f"there are checkpoints of {', '.join(map(str, self.steps()))}"
+            ) from error
+        return restored["params"]
 
     def _move_aside(self, step: int) -> Path:
         aside = self.directory.parent / "damaged_checkpoints"
+        target = aside / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "_")
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
-            target = aside / str(step)
-            while target.exists():
-                target = target.with_name(target.name + "_")
             (self.directory / str(step)).rename(target)
         self._manager.reload()
-        return aside / str(step)
+        return target
 
     def _warn_of_unfinished(self) -> None:
         if not self.directory.is_dir() or jax.process_index() != 0:
@@ -176,18 +206,48 @@ class Checkpoints:
                 )
 
     @contextlib.contextmanager
-    def _saving(self, step):
+    def _saving(self):
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
-            steps = self.steps()
+            step, steps = self._last_begun, self.steps()
             last_good = f"the last good one is {steps[-1]}" if steps else "there is no earlier one"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise UserError(
-                f"checkpoint {step} could not be written to {self.directory}: {reason}; "
+                f"checkpoint {step} could not be written to {self.directory}: "
+                f"{_first_line(error)}; "
                 f"{last_good}; make room and run the same command again"
             ) from error
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, in the system's words where they can be found."""
+    text = str(error).strip() or type(error).__name__
+    found = re.search(r"os_error_code='(\d+)'", text)
+    code = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+    return os.strerror(code) if code else text.splitlines()[0][:300]
+
+
+def _print_no_tracebacks() -> None:
+    """Keeps quiet what Orbax prints of errors that reach us as exceptions anyway."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+    if getattr(report, "__name__", "") == "report_others":
+        return
+
+    def report_others(unraisable):
+        # Writes and reads that end after Orbax has given up on their event loop.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine is too small, which says nothing against the checkpoint."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

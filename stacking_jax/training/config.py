@@ -8,7 +8,8 @@ from typing import Any
 
 from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
-from stacking_jax.growth import Plan
+from stacking_jax.growth import Plan, stage_depths
+from stacking_jax.growth.plan import exponential_log_weights, prop_log_weights
 from stacking_jax.models import DecoderConfig
 
 
@@ -21,35 +22,113 @@ def _check_whole(name: str, value: Any, least: int) -> None:
         raise UserError(f"TrainConfig.{name} must be a whole number of at least {least}; got {value!r}")
 
 
+def _check_not_negative(name: str, value: Any) -> None:
+    if not (_is_number(value) and value >= 0):
+        raise UserError(f"{name} must be a number of at least 0; got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class GrowthConfig:
     """How the depth grows. The final depth is the model's.
 
     Attributes:
-      operator: name of a growth operator; None trains at full depth throughout.
-      num_stages: k; the depth of stage i is L · i / k.
+      operator: name of a growth operator; None trains at full depth throughout,
+        whatever else is set here.
+      num_stages: k. Operators that copy blocks give stage i L · i / k layers; those
+        that copy the whole stack multiply (`growth.stage_depths`).
       schedule: 'prop' (T_i ∝ i^alpha) or 'exp' (T_i ∝ exp(i)).
       alpha: of PROP-α.
+      options: the operator's other arguments, such as {'reading': 'literal'} or
+        {'block': 4}.
+      keep_first, keep_last: layers at the ends that are never repeated; they stand in
+        every stage.
+      stage_depths: the depths of all stages, the model's last, in place of num_stages.
+      stage_fractions: their shares of the steps, in place of schedule and alpha.
     """
 
     operator: str | None = None
     num_stages: int = 1
     schedule: str = "prop"
     alpha: float = 1.0
+    options: dict[str, Any] | None = None
+    keep_first: int = 0
+    keep_last: int = 0
+    stage_depths: list[int] | None = None
+    stage_fractions: list[float] | None = None
+
+    def __post_init__(self):
+        if self.options is not None and not (
+            isinstance(self.options, dict) and all(isinstance(key, str) for key in self.options)
+        ):
+            raise UserError(
+                "GrowthConfig.options is a dict of the operator's arguments, such as "
+                f"{{'block': 4}}; got {self.options!r}"
+            )
+        guards = {"keep_first", "keep_last"} & set(self.options or ())
+        if guards:
+            name = min(guards)
+            raise UserError(f"{name} is no option: set GrowthConfig.{name} itself")
+        for name in ("stage_depths", "stage_fractions"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, list | tuple) and value):
+                raise UserError(
+                    f"GrowthConfig.{name} is a list, one entry per stage; got {value!r}"
+                )
 
     def plan(self, depth: int, total_steps: int) -> Plan:
         """The stages of a run.
 
         Raises:
-          UserError: if the stages do not divide the depth or leave a stage empty.
+          UserError: if the stages do not divide the depth or leave a stage empty, or
+            the operator does not lead from one depth to the next.
         """
         if self.operator is None:
             return Plan.constant(depth, total_steps)
-        if self.schedule == "prop":
-            return Plan.prop(depth, self.num_stages, total_steps, self.alpha, self.operator)
-        if self.schedule == "exp":
-            return Plan.exponential(depth, self.num_stages, total_steps, self.operator)
-        raise UserError(f"GrowthConfig.schedule is 'prop' or 'exp'; got {self.schedule!r}")
+        options = {
+            "keep_first": self.keep_first, "keep_last": self.keep_last, **(self.options or {})
+        }
+        depths = self._depths(depth, options)
+        plan = Plan.growing(
+            depths, self._log_weights(len(depths)), total_steps, self.operator, **options
+        )
+        for number, stage in enumerate(plan.stages, start=1):
+            if stage.grow_map is not None and any(stage.grow_map.fresh):
+                raise UserError(
+                    f"stage {number} grows by the map {stage.grow_map}: training copies layers, "
+                    "and those marked + have no source; use `growth.grow` with `fresh` for them"
+                )
+        return plan
+
+    def _depths(self, depth: int, options: dict[str, Any]) -> list[int]:
+        if self.stage_depths is None:
+            return stage_depths(self.operator, depth, self.num_stages, **options)
+        if self.stage_depths[-1] != depth:
+            raise UserError(
+                f"GrowthConfig.stage_depths ends at {self.stage_depths[-1]}, but the model has "
+                f"{depth} layers"
+            )
+        return list(self.stage_depths)
+
+    def _log_weights(self, count: int) -> list[float]:
+        if self.stage_fractions is None:
+            if self.schedule == "prop":
+                return prop_log_weights(count, self.alpha)
+            if self.schedule == "exp":
+                return exponential_log_weights(count)
+            raise UserError(f"GrowthConfig.schedule is 'prop' or 'exp'; got {self.schedule!r}")
+        fractions = self.stage_fractions
+        if not all(_is_number(share) and share > 0 for share in fractions) or not math.isclose(
+            math.fsum(fractions), 1, abs_tol=1e-3
+        ):
+            raise UserError(
+                "GrowthConfig.stage_fractions are positive shares of the steps that add up to 1; "
+                f"got {fractions!r}"
+            )
+        if len(fractions) != count:
+            raise UserError(
+                f"GrowthConfig.stage_fractions has {len(fractions)} entries for {count} stages"
+            )
+        return [math.log(share) for share in fractions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +179,19 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value <= 1):
                 raise UserError(f"OptimizerConfig.{name} is a share from 0 to 1; got {value!r}")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < 1):
+                raise UserError(
+                    f"OptimizerConfig.{name} is at least 0 and less than 1; got {value!r}"
+                )
+        for name in ("weight_decay", "epsilon", "factored_decay"):
+            _check_not_negative(f"OptimizerConfig.{name}", getattr(self, name))
+        clip = self.clip_norm
+        if clip is not None and not (_is_number(clip) and clip > 0):
+            raise UserError(
+                f"OptimizerConfig.clip_norm must be a positive number, or None; got {clip!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +207,15 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+
+    def __post_init__(self):
+        sizes = [self.data, self.fsdp, self.tensor]
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if not whole or any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(
+                f"mesh data={self.data!r} × fsdp={self.fsdp!r} × tensor={self.tensor!r}: axes are "
+                "positive whole numbers, and at most one is -1, 'the rest'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +266,7 @@ class TrainConfig:
             _check_whole(name, getattr(self, name), least=0)
         if self.eval_batches is not None:
             _check_whole("eval_batches", self.eval_batches, least=1)
+        _check_not_negative("TrainConfig.z_loss", self.z_loss)
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"{self.microbatches} microbatches do not divide a batch of {self.batch_size}"
@@ -192,8 +294,8 @@ class TrainConfig:
 # What may change when a run goes on: it decides how a run is carried out and
 # watched, and no number that comes out of it.
 OPERATIONAL = (
-    "name", "mesh", "log_every", "checkpoint_every", "keep_checkpoints", "compilation_cache",
-    "data.cache_dir",
+    "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
+    "compilation_cache", "data.cache_dir",
 )
 
 

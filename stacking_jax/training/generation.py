@@ -32,11 +32,15 @@ def sample_from_run(
     Raises:
       UserError: if the directory holds no run or no such checkpoint.
     """
+    if num_samples < 1:
+        raise UserError(f"num_samples must be at least 1; got {num_samples}")
     run_dir = Path(run_dir)
     config = read_config(run_dir)
     use_compilation_cache(config.compilation_cache)
     tokenizer = open_tokenizer(config.data)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints, read_only=True)
+    if not (run_dir / "checkpoints").is_dir():
+        raise UserError(f"{run_dir} holds no checkpoint yet")
+    checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{run_dir} holds no checkpoint yet")
@@ -46,12 +50,10 @@ def sample_from_run(
         raise UserError(
             f"{run_dir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
         )
-    depth = int(checkpoints.read_meta(step)["depth"])
+    mesh = sharding.make_mesh(MeshConfig())
     params = checkpoints.restore_params(
-        step, abstract_params(config.model, depth, sharding.make_mesh(MeshConfig()))
+        step, lambda depth: abstract_params(config.model, depth, mesh)
     )
-    if num_samples < 1:
-        raise UserError(f"num_samples must be at least 1; got {num_samples}")
     outputs = generate(
         model_graph(config.model), params, [tokenizer.encode(prompt)] * num_samples,
         max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id, temperature=temperature,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from stacking_jax.data import PackedBatches, PackedCache
@@ -54,10 +55,12 @@ class HeldOut:
           `eval_loss` in nats per token and `bits_per_byte`.
         """
         rows = sharding.local_rows(self.batches.batch_size)
-        sums = [
-            eval_step(params, sharding.place_batch(self.batches.batch(i, rows=rows), mesh))
-            for i in range(self.count)
-        ]
+        sums = []
+        for i in range(self.count):
+            batch = sharding.place_batch(self.batches.batch(i, rows=rows), mesh)
+            sums.append(eval_step(params, batch))
+            # Waiting for the one before keeps the device busy, and two batches on it at most.
+            jax.block_until_ready(sums[-2:-1])
         nats = math.fsum(float(loss) for loss, _ in sums)
         tokens = sum(int(count) for _, count in sums)
         loss = nats / max(tokens, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -23,13 +22,13 @@ class Counters:
     Attributes:
       tokens: real tokens that carried loss.
       skipped: steps left out because loss or gradient was not finite.
-      train_loss: of the last step, in nats per token.
+      train_loss: of the last step that was not skipped, in nats per token.
       stages: per stage: steps, tokens, seconds of training, compiling, growing.
     """
 
     tokens: int = 0
     skipped: int = 0
-    train_loss: float = math.nan
+    train_loss: float | None = None
     stages: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -75,7 +74,8 @@ class Recorder:
         stage["steps"] += 1
         stage["tokens"] += int(values["tokens"])
         self.counters.tokens += int(values["tokens"])
-        self.counters.train_loss = values["loss"]
+        if not values["skipped"]:
+            self.counters.train_loss = values["loss"]
         if step % self._log_every == 0 or step == self.plan.total_steps:
             self._write_row(step, number, values)
 
@@ -117,26 +117,28 @@ class Recorder:
             self.clock.read()["step"], self.counters.tokens, self._flops_at(step)
         )
 
-    def _check(self, step, values):
-        if not values["skipped"]:
-            self._skipped_in_a_row = 0
-            return
+    def diverged(self, what: str) -> UserError:
+        """The error that ends a run which has left the finite numbers."""
         last = self.last_good_checkpoint
         where = (
             f"the last good checkpoint is {last}" if last is not None
             else "there is no checkpoint yet"
         )
+        skip = (
+            ", or bind TrainConfig.on_nan = 'skip' to leave such steps out"
+            if self._on_nan == "stop" else ""
+        )
+        return UserError(f"training diverged: {what}; {where}; lower the learning rate{skip}")
+
+    def _check(self, step, values):
+        if not values["skipped"]:
+            self._skipped_in_a_row = 0
+            return
         what = f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step}"
         if self._on_nan == "stop":
-            raise UserError(
-                f"training diverged: {what}; {where}; lower the learning rate, "
-                "or bind TrainConfig.on_nan = 'skip' to leave such steps out"
-            )
+            raise self.diverged(what)
         self.counters.skipped += 1
         self._skipped_in_a_row += 1
         warn(f"skipped a step: {what}")
         if self._skipped_in_a_row >= _SKIPS_IN_A_ROW:
-            raise UserError(
-                f"training diverged: {_SKIPS_IN_A_ROW} steps in a row were not finite, the last "
-                f"with {what}; {where}; lower the learning rate"
-            )
+            raise self.diverged(f"{_SKIPS_IN_A_ROW} steps in a row were not finite, the last {what}")

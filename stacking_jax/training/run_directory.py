@@ -19,36 +19,87 @@ from stacking_jax.training.config import (
     TrainConfig,
     differences,
 )
-from stacking_jax.training.telemetry import write_json
+from stacking_jax.training.telemetry import one_line_disk_errors, write_json
 
 
-def prepare(run_dir: Path, config: TrainConfig) -> None:
-    """Creates the run directory, or checks that this run may go on in it.
+def check(run_dir: Path, config: TrainConfig) -> dict | None:
+    """Whether a run may go on, or begin, in this directory. Changes nothing in it.
+
+    Returns:
+      What config.json holds, or None where no run has begun yet.
 
     Raises:
       UserError: if it holds another run (with the differences), or something else.
     """
     recorded = run_dir / "config.json"
     if recorded.exists():
-        try:
-            old = json.loads(recorded.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{recorded} cannot be read ({error}); use another --run_dir") from None
-        changed = differences(old["config"], _plain(config))
+        old = _read(recorded)
+        changed = differences(old.get("config", {}), _plain(config))
         if changed:
             raise UserError(
                 f"{run_dir} holds a run with another configuration; use another --run_dir. "
                 f"Differences: {'; '.join(changed)}"
             )
-        return
-    if run_dir.exists() and any(run_dir.iterdir()):
+        return old
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file; use another --run_dir")
+    # Hidden files are what a begun `write_json` leaves when it is killed.
+    if run_dir.exists() and any(not entry.name.startswith(".") for entry in run_dir.iterdir()):
         raise UserError(
             f"{run_dir} is not empty and holds no run (no config.json); use another --run_dir"
         )
-    if jax.process_index() == 0:
+    return None
+
+
+def prepare(
+    run_dir: Path,
+    config: TrainConfig,
+    data_digest: str,
+    gin_text: str | None = None,
+    about: dict | None = None,
+) -> None:
+    """Creates the run directory, or checks that the run in it may go on with these data.
+
+    Args:
+      run_dir: see `check`.
+      config: what is to run.
+      data_digest: of the data as they are now; the path alone says nothing.
+      gin_text: kept as config.gin, for people.
+      about: what tables show of a run that has no summary yet.
+
+    Raises:
+      UserError: as `check`, or if the data are not those that the run began with.
+    """
+    old = check(run_dir, config)
+    before = data_digest if old is None else str(old.get("data_digest"))
+    if before != data_digest:
+        raise UserError(
+            f"{run_dir} began with other data (digest {before[:12]}, now {data_digest[:12]}): "
+            "the text has changed since; use another --run_dir"
+        )
+    if jax.process_index() != 0:
+        return
+    with one_line_disk_errors(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(recorded, {"config": _plain(config), "versions": versions()})
+        if old is None:
+            write_json(
+                run_dir / "config.json",
+                {
+                    **(about or {}),
+                    "config": _plain(config),
+                    "data_digest": data_digest,
+                    "versions": versions(),
+                },
+            )
         write_json(run_dir / "plan.json", config.describe_plan())
+        if gin_text is not None:
+            (run_dir / "config.gin").write_text(gin_text, encoding="utf-8")
+
+
+def read_summary(run_dir: Path) -> dict | None:
+    """The summary of a finished run, None where there is none yet."""
+    path = run_dir / "summary.json"
+    return _read(path) if path.exists() else None
 
 
 def read_config(run_dir: str | Path) -> TrainConfig:
@@ -61,14 +112,14 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     if not recorded.exists():
         raise UserError(f"{run_dir} holds no run: there is no {recorded.name} in it")
     try:
-        values = dict(json.loads(recorded.read_text(encoding="utf-8"))["config"])
+        values = dict(_read(recorded)["config"])
         parts = {
             "model": DecoderConfig, "data": DataConfig, "growth": GrowthConfig,
             "optimizer": OptimizerConfig, "mesh": MeshConfig,
         }
         built = {name: kind(**values.pop(name)) for name, kind in parts.items()}
         return TrainConfig(**built, **values)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{recorded} cannot be read by this version: {error}") from None
 
 
@@ -92,3 +143,10 @@ def versions() -> dict[str, str]:
 def _plain(config: TrainConfig) -> dict:
     """The configuration as JSON gives it back (tuples become lists, and so on)."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); use another --run_dir") from None

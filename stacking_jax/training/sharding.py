@@ -40,8 +40,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else list(devices)
     sizes = [config.data, config.fsdp, config.tensor]
     shown = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"mesh {shown}: axes are positive, and at most one is -1, 'the rest'")
     if -1 in sizes:
         known = int(np.prod([size for size in sizes if size != -1]))
         if len(devices) % known:

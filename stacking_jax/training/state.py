@@ -42,10 +42,15 @@ def model_graph(config: DecoderConfig) -> Any:
 
 
 def initial_state(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int, seed: int
+    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int,
+    seed: int | jax.Array,
 ) -> TrainState:
-    """A fresh state that stores `depth` layers. Pure: trace it, or run it under jit."""
-    model = Decoder(config, depth=depth, key=jax.random.key(seed))
+    """A fresh state that stores `depth` layers. Pure: trace it, or run it under jit.
+
+    `seed` is a whole number or a random key.
+    """
+    key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
+    model = Decoder(config, depth=depth, key=key)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -109,10 +114,12 @@ def sharded_initial_state(
 ) -> TrainState:
     """Initialises straight into shards: the full parameters never lie on one device."""
     depth = jax.tree.leaves(abstract.params["stack"])[0].shape[0]
+    # The key is an argument, so that all seeds share one compiled program.
     make = jax.jit(
-        lambda: initial_state(config, optimizer, depth, seed), out_shardings=shardings_of(abstract)
+        lambda key: initial_state(config, optimizer, depth, key),
+        out_shardings=shardings_of(abstract),
     )
-    return make()
+    return make(jax.random.key(seed))
 
 
 def growth_function(

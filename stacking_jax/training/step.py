@@ -55,7 +55,7 @@ def make_train_step(
             return (cross + z) / jnp.maximum(tokens, 1), cross
 
         gradients, cross = _accumulate(loss_of, state.params, batch, microbatches)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         if clip_norm is not None:
             shrink = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-9))
             gradients = jax.tree.map(lambda leaf: leaf * shrink, gradients)
@@ -93,6 +93,12 @@ def make_eval_step(
         return cross, jnp.sum(batch["segment_ids"] > 0)
 
     return eval_step
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite, as a bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _sums(graph, params, batch, z_loss, constrain):

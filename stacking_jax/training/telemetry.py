@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stacking_jax.console import say
+from stacking_jax.errors import UserError
 
 
 class Clock:
@@ -60,37 +62,70 @@ class Clock:
 class MetricsLog:
     """metrics.jsonl, and TensorBoard events where a writer is installed.
 
-    A run that goes on from step n drops the lines after step n first, so that no
-    step stands twice in the file.
+    A run that goes on from step n drops what it had written after the checkpoint
+    of step n first, so that nothing stands twice in the file.
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None = None):
         self._path = run_dir / "metrics.jsonl"
-        if resume_step is None:
-            resume_step = -1
-        _drop_lines_after(self._path, resume_step)
-        self._file = open(self._path, "a", encoding="utf-8")
-        self._board = _tensorboard(run_dir, purge_step=resume_step + 1)
+        with one_line_disk_errors(self._path):
+            _drop_lines_after(self._path, -1 if resume_step is None else resume_step)
+            self._file = open(self._path, "a", encoding="utf-8")
+        self._board = _tensorboard(run_dir, None if resume_step is None else resume_step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        """Adds a line, and a TensorBoard scalar for every finite number.
+
+        Raises:
+          UserError: if the file cannot be written, as on a full disk.
+        """
+        # JSON knows no NaN; null is what readers of any language understand.
+        plain = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        row = {"kind": kind, "step": step, "unix_time": time.time(), **plain}
+        line = json.dumps(row, allow_nan=False)
+        with one_line_disk_errors(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
         if self._board is not None:
-            for name, value in values.items():
+            for name, value in plain.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
         if self._board is not None:
             self._board.close()
+        with one_line_disk_errors(self._path):
+            self._file.close()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all.
+
+    Raises:
+      UserError: if it cannot be written, as on a full disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with one_line_disk_errors(path):
+        try:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_line_disk_errors(path: Path) -> Iterator[None]:
+    """Turns what the system says about writing `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; "
+            "put that right and run the same command again"
+        ) from error
 
 
 def human(value: float, unit: str = "") -> str:
@@ -110,17 +145,20 @@ def _drop_lines_after(path: Path, step: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # The line that was being written when the run was killed.
-        if row["step"] <= step:
+        # Growth comes right after the step of its checkpoint, so it will happen again.
+        if row["step"] < step or (row["step"] == step and row["kind"] != "grow"):
             kept.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(temporary, path)
 
 
-def _tensorboard(run_dir: Path, purge_step: int):
+def _tensorboard(run_dir: Path, purge_step: int | None):
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         say("tensorboardX is not installed: no TensorBoard events, metrics.jsonl has everything")
         return None
-    return SummaryWriter(logdir=str(run_dir), purge_step=purge_step or None)
+    # A queue without a limit (0): were its writer to fail, on a full disk say, a full
+    # queue would hold the training up for ever.
+    return SummaryWriter(logdir=str(run_dir), purge_step=purge_step, max_queue=0, flush_secs=10)

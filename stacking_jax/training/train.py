@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -32,10 +33,10 @@ from stacking_jax.training.state import (
     abstract_state,
     growth_function,
     model_graph,
-    params_digest,
     sharded_initial_state,
 )
-from stacking_jax.training.step import make_eval_step, make_train_step
+from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
+from stacking_jax.training.summary import describe, summarise
 from stacking_jax.training.telemetry import Clock, MetricsLog, write_json
 
 
@@ -72,7 +73,8 @@ def train(
       stop_at: leave off after this many updates in all, as an interruption would.
 
     Returns:
-      The summary that is also written to `summary.json`.
+      The summary that is also written to `summary.json`. Of a run that has one
+      already, that one; nothing runs then.
 
     Raises:
       Stopped: after SIGTERM, SIGINT or `stop_at`, with a checkpoint saved.
@@ -80,6 +82,13 @@ def train(
     """
     clock = Clock()
     run_dir = Path(run_dir).absolute()
+    if stop_at is not None and stop_at < 1:
+        raise UserError(f"stop_at counts steps from 1; got {stop_at}")
+    run_directory.check(run_dir, config)
+    finished = run_directory.read_summary(run_dir)
+    if finished is not None:
+        say(f"{run_dir} is already complete; nothing is left to do")
+        return finished
 
     # ---- Devices, plan, data ---------------------------------------------------------
     use_compilation_cache(config.compilation_cache)
@@ -92,9 +101,6 @@ def train(
         check_vocabulary(config, cache)
         data = PackedBatches(cache, "train", batch_size=config.batch_size, seed=config.seed)
         held_out = HeldOut.open(cache, config)
-    run_directory.prepare(run_dir, config)
-    if gin_text is not None and jax.process_index() == 0:
-        (run_dir / "config.gin").write_text(gin_text, encoding="utf-8")
 
     # ---- Model, optimiser, shapes ----------------------------------------------------
     optimizer = make_optimizer(config.optimizer, LAYOUT)
@@ -111,6 +117,11 @@ def train(
             for steps, stage in zip(done, plan.stages, strict=True)
         )
 
+    # ---- The run directory, once everything has been found to fit ----------------------
+    shapes(plan.final_depth)
+    about = describe(config, run_dir, cache, held_out)
+    run_directory.prepare(run_dir, config, cache.manifest.digest, gin_text, about)
+
     # ---- Go on, or begin -------------------------------------------------------------
     checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
     with clock.section("checkpoint"):
@@ -119,10 +130,12 @@ def train(
         state, meta = restored
         counters = Counters(**meta["counters"])
         history, depth, first_step = meta["history"], int(meta["depth"]), int(meta["step"])
+        scores = meta["scores"]
         clock.go_on_from(meta["seconds"])
         say(f"going on from checkpoint {first_step} of {run_dir} ({depth} layers)")
     else:
         counters, history, depth, first_step = Counters.of(plan), [], plan.stages[0].depth, 0
+        scores = None
         state = sharded_initial_state(config.model, optimizer, config.seed, shapes(depth))
     main_process = jax.process_index() == 0
     resume_step = first_step if restored is not None else None
@@ -136,39 +149,36 @@ def train(
         recorder.event("resume", first_step, depth=depth)
 
     def save(step: int) -> None:
-        if step in checkpoints.steps():
-            return
         with clock.section("checkpoint"):
+            if not all_finite(state):
+                raise recorder.diverged(f"parameters or moments are not finite at step {step}")
             checkpoints.save(
                 state,
                 {
                     "step": step, "stage": plan.stage_at(step - 1), "depth": depth,
-                    "history": history, "plan": [dataclasses.asdict(s) | {
+                    "history": list(history), "plan": [dataclasses.asdict(s) | {
                         "grow_map": list(s.grow_map.sources) if s.grow_map else None
                     } for s in plan.stages],
                     "config": config.to_dict(), "counters": dataclasses.asdict(counters),
-                    "seconds": clock.read(),
+                    "scores": scores, "seconds": clock.read(),
                 },
             )
         recorder.last_good_checkpoint = step
 
-    def evaluate(step: int, programs: Programs) -> dict[str, float]:
-        with clock.section("evaluate"):
-            scores = held_out.evaluate(programs.eval_step, state.params, mesh)
-        recorder.event("eval", step, stage=plan.stage_at(step - 1) + 1, depth=depth, **scores)
-        return scores
-
     # ---- The loop over stages and steps ----------------------------------------------
-    scores: dict[str, float] | None = None
-    programs: Programs | None = None
     with (
+        contextlib.closing(log) if log is not None else contextlib.nullcontext(),
+        contextlib.closing(checkpoints),
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
         _stop_signals() as stop_signal,
         contextlib.closing(data.iterate(first_step, sharding.local_rows(config.batch_size))) as batches,
     ):
+        if stop_at is not None and stop_at <= first_step < plan.total_steps:
+            raise Stopped(first_step, None)
         for number, stage in enumerate(plan.stages):
             if stage.end <= first_step:
                 continue
+            advance(0, f"stage {number + 1}/{len(plan.stages)} · {stage.depth} layers · compiling")
             if depth != stage.depth:
                 with clock.section("grow"):
                     began = clock.wall
@@ -217,24 +227,23 @@ def train(
                     counters.stages[number]["seconds"] += now - stage_began
                     stage_began = now
                 if evaluating:
-                    scores = evaluate(step, programs)
+                    with clock.section("evaluate"):
+                        scores = held_out.evaluate(programs.eval_step, state.params, mesh)
+                    recorder.event("eval", step, stage=number + 1, depth=depth, **scores)
+                    if not math.isfinite(scores["eval_loss"]):
+                        raise recorder.diverged(
+                            f"held-out loss {scores['eval_loss']} at step {step}"
+                        )
                 if saving:
                     save(step)
                 if stopping and not last:
-                    checkpoints.wait()
                     raise Stopped(step, stop_signal())
+        with clock.section("checkpoint"):
+            checkpoints.wait()
 
-    # ---- The end ---------------------------------------------------------------------
-    with clock.section("checkpoint"):
-        checkpoints.wait()
-        checkpoints.close()
-    if scores is None:  # Killed after the last checkpoint and before the summary.
-        with clock.section("compile"):
-            programs = compile_stage(config, plan, graph, optimizer, mesh, shapes(depth))
-        scores = evaluate(plan.total_steps, programs)
-    summary = summarise(config, run_dir, plan, state, recorder, held_out, cache, scores)
-    if log is not None:
-        log.close()
+    # ---- The end: `scores` are those of the last step, in its checkpoint too -----------
+    summary = about | summarise(config, state, recorder, scores)
+    if main_process:
         write_json(run_dir / "summary.json", summary)
     return summary
 
@@ -276,57 +285,6 @@ def compile_stage(
         .compile(),
         jax.jit(make_eval_step(graph, constrain)).lower(abstract.params, batch).compile(),
     )
-
-
-def summarise(
-    config: TrainConfig, run_dir: Path, plan: Plan, state: TrainState, recorder: Recorder,
-    held_out: HeldOut, cache: PackedCache, scores: dict[str, float],
-) -> dict:
-    """Everything that tables and reports need to know of a finished run."""
-    described = config.describe_plan()
-    seconds = recorder.clock.read()
-    vocabulary = cache.manifest.vocabulary
-    model = dataclasses.asdict(config.model)
-    for how in ("stack", "remat"):
-        model.pop(how)
-    stages = [
-        counted | {"model_flops": planned["flops"]}
-        for counted, planned in zip(recorder.counters.stages, described["stages"], strict=True)
-    ]
-    return {
-        "name": config.name or run_dir.name,
-        "method": config.growth.operator or "full depth",
-        "final_step": int(state.step),
-        "total_steps": plan.total_steps,
-        "params_digest": params_digest(state.params),
-        "train_loss": recorder.counters.train_loss,
-        **scores,
-        "tokens": recorder.counters.tokens,
-        "skipped_steps": recorder.counters.skipped,
-        "model_flops": described["model_flops"],
-        "wall_seconds": recorder.clock.wall,
-        "train_seconds": seconds["step"],
-        "compile_seconds": seconds["compile"],
-        "seconds": seconds,
-        "growths": list(plan.growth_steps),
-        "params": described["params"],
-        "depth": plan.final_depth,
-        "speedup_blocks": described["speedup_blocks"],
-        "speedup_model": described["speedup_model"],
-        "stages": stages,
-        "versions": run_directory.versions(),
-        "comparability": {
-            "data_digest": cache.manifest.digest,
-            "vocabulary": f"{vocabulary.name} ({vocabulary.digest[:12]})",
-            "eval_digest": held_out.digest,
-            "batch_size": config.batch_size,
-            "sequence_length": config.data.sequence_length,
-            "optimizer": config.optimizer.name,
-            "peak_learning_rate": config.optimizer.peak_learning_rate,
-            "model": ", ".join(f"{name}={value}" for name, value in model.items()),
-            "seed": config.seed,
-        },
-    }
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,52 @@
+"""The folder of compiled programs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from stacking_jax.training.compilation import use_compilation_cache
+
+
+@pytest.fixture(autouse=True)
+def restore():
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    use_compilation_cache(before or "")
+
+
+def compile_something(number: float):
+    """A program of its own, whatever its compilation takes."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.jit(lambda x: jnp.sin(x) * number)(jnp.ones((5, 7))).block_until_ready()
+
+
+def test_it_lies_in_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("STACKING_JAX_CACHE", str(tmp_path))
+    use_compilation_cache(None)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    # What lies there is run as code: nobody else may write it.
+    assert (tmp_path / "compiled").stat().st_mode & 0o077 == 0
+
+
+def test_it_lies_where_it_is_told(tmp_path):
+    use_compilation_cache(str(tmp_path / "there"))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "there")
+
+
+def test_the_empty_name_means_none(tmp_path):
+    use_compilation_cache(str(tmp_path))
+    use_compilation_cache("")
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_programs_are_kept_there_even_if_others_were_compiled_before(tmp_path):
+    use_compilation_cache("")
+    compile_something(0.125)
+    for name in ("one", "other"):
+        use_compilation_cache(str(tmp_path / name))
+        assert not any((tmp_path / name).iterdir())
+        compile_something(0.25)
+        jax.clear_caches()
+        assert any((tmp_path / name).iterdir())

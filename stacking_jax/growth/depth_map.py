@@ -3,7 +3,8 @@
 One idea carries plain models, growth by stacking, looped models and random
 sub-paths (see docs/architecture.md). A map is *materialised* once by
 `growth.grow` (the copies become layers of their own) or *run* on every forward
-pass by `growth.run_stack` (the copies stay tied).
+pass by `growth.run_stack` (the copies stay tied). Layers that come from nowhere
+are `NEW`: such a map can be materialised, not run.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from collections.abc import Iterable, Sequence
 
 from stacking_jax.errors import UserError
 
+# The entry of a map for a layer that no stored layer is the source of: `grow` takes
+# it from the freshly initialised tree that it is given.
+NEW = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """A run of stored layers that is repeated as a whole.
 
     Attributes:
-      layers: stored layer indices in the order in which they run.
+      layers: stored layer indices, or `NEW`, in the order in which they run.
       repeats: how often the run happens, at least 1.
 
     Raises:
@@ -51,7 +56,8 @@ class DepthMap:
     Attributes:
       segments: the map as segments × repeats. Loops keep their structure, which
         `run_stack` turns into nested scans.
-      stored: the number of stored layers that the map reads from.
+      stored: the number of stored layers that the map reads from; 0 where every
+        layer is `NEW`.
 
     Raises:
       UserError: if the map is empty or names a layer that is not stored.
@@ -68,8 +74,9 @@ class DepthMap:
         """Builds a map from a flat list of layers or from segments.
 
         Args:
-          sources: stored layer of each position, nearest the input first; or
-            `Segment`s. Flat lists are folded into segments where they repeat.
+          sources: stored layer of each position (or `NEW`), nearest the input
+            first; or `Segment`s. Flat lists are folded into segments where they
+            repeat.
           stored: the number of stored layers; by default the largest index + 1.
         """
         entries = tuple(sources)
@@ -81,11 +88,14 @@ class DepthMap:
         if not flat:
             raise UserError("a depth map needs at least one layer; got none")
         stored = max(flat) + 1 if stored is None else _as_index(stored)
+        if stored < 0:
+            raise UserError(f"a depth map reads from 0 or more stored layers; got {stored}")
         for layer in flat:
-            if not 0 <= layer < stored:
+            if layer != NEW and not 0 <= layer < stored:
+                stores = f"stores layers 0 to {stored - 1}" if stored else "stores none"
                 raise UserError(
-                    f"the depth map names layer {layer}, but the stack stores layers "
-                    f"0 to {stored - 1}"
+                    f"the depth map names layer {layer}, but the stack {stores}; "
+                    f"NEW ({NEW}) is the one entry without a source"
                 )
         object.__setattr__(self, "segments", segments)
         object.__setattr__(self, "stored", stored)
@@ -103,7 +113,7 @@ class DepthMap:
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """The stored layer that runs at each position, nearest the input first."""
+        """The stored layer (or `NEW`) of each position, nearest the input first."""
         return sum((segment.sources for segment in self.segments), ())
 
     def __len__(self) -> int:
@@ -116,16 +126,28 @@ class DepthMap:
 
     @property
     def copies(self) -> tuple[bool, ...]:
-        """For each position, whether an earlier position has the same source."""
+        """For each position, whether an earlier position has the same source.
+
+        A `NEW` layer is nobody's copy.
+        """
         seen: set[int] = set()
         flags = []
         for source in self.sources:
             flags.append(source in seen)
-            seen.add(source)
+            if source != NEW:
+                seen.add(source)
         return tuple(flags)
+
+    @property
+    def fresh(self) -> tuple[bool, ...]:
+        """For each position, whether it is `NEW`."""
+        return tuple(source == NEW for source in self.sources)
 
     def then(self, later: DepthMap) -> DepthMap:
         """The single map that equals growing by `self` and then by `later`.
+
+        What is `NEW` in either is new in the result. (A copy that `later` makes of a
+        new layer is new as well: one map cannot say that two new layers are equal.)
 
         Raises:
           UserError: if `later` does not read from as many layers as `self` makes.
@@ -136,7 +158,8 @@ class DepthMap:
                 f"the second reads from {later.stored}"
             )
         sources = self.sources
-        return DepthMap((sources[layer] for layer in later.sources), stored=self.stored)
+        composed = (NEW if layer == NEW else sources[layer] for layer in later.sources)
+        return DepthMap(composed, stored=self.stored)
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, DepthMap):
@@ -147,7 +170,7 @@ class DepthMap:
         return hash((self.stored, self.sources))
 
     def __str__(self) -> str:
-        """A small picture: runs of layers, loops in parentheses."""
+        """A small picture: runs of layers, loops in parentheses, new layers as +."""
         return " ".join(_picture(segment) for segment in self.segments)
 
     def __repr__(self) -> str:
@@ -158,7 +181,7 @@ def as_depth_map(depth_map: DepthMap | Iterable[int], stored: int | None = None)
     """Accepts a `DepthMap` or a plain sequence of layers.
 
     Args:
-      depth_map: a map, or the stored layer of each position.
+      depth_map: a map, or the stored layer (or `NEW`) of each position.
       stored: the number of layers that the tree really stores; checked.
 
     Raises:
@@ -219,16 +242,19 @@ def _picture(segment: Segment) -> str:
         if last - first >= 2:
             runs.append(f"{first}..{last}")
         else:
-            runs.extend(str(layer) for layer in range(first, last + 1))
+            runs.extend("+" if layer == NEW else str(layer) for layer in range(first, last + 1))
     text = " ".join(runs)
     return text if segment.repeats == 1 else f"({text})×{segment.repeats}"
 
 
 def contiguous_runs(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Splits layers into ascending runs; each is (first, last), both included."""
+    """Splits layers into ascending runs; each is (first, last), both included.
+
+    A `NEW` layer is a run of its own, (NEW, NEW): it is no neighbour of layer 0.
+    """
     runs: list[tuple[int, int]] = []
     for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
+        if runs and runs[-1][1] != NEW and layer == runs[-1][1] + 1:
             runs[-1] = (runs[-1][0], layer)
         else:
             runs.append((layer, layer))

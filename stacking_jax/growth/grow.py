@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth.depth_map import DepthMap, contiguous_runs
-from stacking_jax.growth.layouts import Layout, Scanned, Unrolled, path_keys
+from stacking_jax.growth.containers import (
+    check_numbers,
+    items_of,
+    layerwise_states,
+    map_children,
+    numbered_children,
+    rebuilt,
+    refuse_factored,
+)
+from stacking_jax.growth.depth_map import NEW, DepthMap
+from stacking_jax.growth.fresh import Fresh
+from stacking_jax.growth.layouts import Layout, Scanned, path_keys, units_in
+from stacking_jax.growth.stacks import layer_axis, place_of, stacks_of
+from stacking_jax.growth.take import (
+    Later,
+    Mix,
+    as_rule,
+    check_mixable,
+    copy_layer,
+    is_copy,
+    mix_scanned,
+    mix_unrolled,
+    per_layer,
+    take_scanned,
+)
+from stacking_jax.growth.target import check_target
 
 
-def grow(tree: Any, depth_map: DepthMap | Sequence[int], layout: Layout) -> Any:
+def grow(
+    tree: Any,
+    depth_map: DepthMap | Sequence[int] | jax.Array | np.ndarray | Mapping[str, Any],
+    layout: Layout | Mapping[str, Layout],
+    *,
+    fresh: Any = None,
+    target: Any = None,
+) -> Any:
     """Returns the tree whose layer i is stored layer `depth_map.sources[i]`.
 
     The tree may be parameters, an optimiser state, an average, a whole train
@@ -22,156 +53,244 @@ def grow(tree: Any, depth_map: DepthMap | Sequence[int], layout: Layout) -> Any:
     Leaves outside the stack are returned as they are; every layer of the result
     has buffers of its own, fit for donation. Pure, so it can run under
     `jax.jit` with `out_shardings`, which is how a sharded state grows in place.
+    Called as it is, it keeps the shardings of arrays that lie on several devices, and
+    every process calls it where they span processes. Random keys of copies are new ones.
 
     Args:
       tree: any pytree that holds the stack, once or several times (an
         optimiser's moments are found by the same path).
-      depth_map: a map over as many stored layers as the stack holds; or the
-        stored layer of each new one, read against what the stack holds.
-      layout: where the layers live: `Scanned` or `Unrolled`.
+      depth_map: a map over as many stored layers (units, where the layout has a
+        period) as the stack holds; or the stored layer of each new one, read against
+        what the stack holds; or a matrix `[new, old]`, of which every row holds the
+        weights of the stored layers, and in which the growth can be differentiated;
+        or such maps by the name of a stack. A stack without a map keeps its layers.
+      layout: where the layers live: `Scanned` or `Unrolled`; by name for several stacks.
+      fresh: for maps with `NEW` entries, a tree of the grown depth, such as a newly
+        initialised one; a `NEW` layer is what stands in its place there, under the same
+        path. Where `fresh` lacks an optimiser's moments ('mu', 'nu', 'trace',
+        'acc_grads'), they start at zero.
+      target: what the grown tree must look like, such as `jax.eval_shape` of the
+        grown model's initialisation; keys, shapes and dtypes are compared.
 
     Returns:
       A tree of the same containers and dtypes; only the stack's depth differs.
 
     Raises:
-      UserError: if nothing in the tree matches the layout, or a leaf of the
-        stack does not hold as many layers as the map reads from.
+      UserError: if nothing in the tree matches the layout, two layouts claim the same
+        leaf, a leaf of the stack does not hold as many layers as the map reads from, a
+        `NEW` layer is not in `fresh`, or the grown tree is not the target.
     """
-    if isinstance(layout, Scanned):
-        return _grow_scanned(tree, depth_map, layout)
-    if isinstance(layout, Unrolled):
-        return _grow_unrolled(tree, depth_map, layout)
-    raise UserError(f"a layout is Scanned(...) or Unrolled(...); got {layout!r}")
-
-
-def _grow_scanned(tree: Any, depth_map: DepthMap | Sequence[int], layout: Scanned) -> Any:
-    found = False
-
-    def grow_leaf(path, leaf):
-        nonlocal found, depth_map
-        keys = path_keys(path)
-        if not layout.matches(keys):
-            return leaf
-        found = True
-        name, axis, shape = "/".join(keys), layout.axis, np.shape(leaf)
-        if not -len(shape) <= axis < len(shape):
-            raise UserError(f"{name} has shape {shape}: there is no axis {axis} to hold its layers")
-        what = f"{name} has shape {shape}: axis {axis} holds {shape[axis]} layers"
-        # Of a plain list, the first leaf decides how many layers are stored.
-        depth_map = _map_over(shape[axis], depth_map, what)
-        return _take_layers(leaf, depth_map, axis % len(shape))
-
-    grown = jax.tree_util.tree_map_with_path(grow_leaf, tree)
-    if not found:
-        raise _no_match(tree, layout.path)
-    return grown
-
-
-def _map_over(stored: int, depth_map: DepthMap | Sequence[int], what: str) -> DepthMap:
-    if not isinstance(depth_map, DepthMap):
-        depth_map = DepthMap(depth_map, stored=stored)
-    if depth_map.stored != stored:
-        raise UserError(f"{what}, but the depth map reads from {depth_map.stored}")
-    return depth_map
-
-
-def _take_layers(leaf: Any, depth_map: DepthMap, axis: int) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        new_shape = (*leaf.shape[:axis], len(depth_map), *leaf.shape[axis + 1 :])
-        return leaf.update(shape=new_shape)
-    if isinstance(leaf, np.ndarray):
-        return np.take(leaf, depth_map.sources, axis=axis)
-    # Slices put end to end rather than a gather: they are plain copies on every
-    # backend, and a map has few contiguous runs.
-    pieces = [
-        jax.lax.slice_in_dim(leaf, first, last + 1, axis=axis)
-        for first, last in contiguous_runs(depth_map.sources)
-    ]
-    return jnp.concatenate(pieces, axis=axis) if len(pieces) > 1 else pieces[0]
-
-
-def _grow_unrolled(tree: Any, depth_map: DepthMap | Sequence[int], layout: Unrolled) -> Any:
-    found = False
-
-    def visit(node: Any, keys: tuple[str, ...]) -> Any:
-        nonlocal found, depth_map
-        if _ends_with(keys, layout.parents):
-            layers = _numbered_children(node, layout)
-            if layers:
-                found = True
-                where = "/".join(keys) or "the tree"
-                _check_numbers(sorted(layers), layout, where)
-                what = f"{where} holds {len(layers)} layers {layout.pattern!r}"
-                depth_map = _map_over(len(layers), depth_map, what)
-                return _with_layers(node, layers, depth_map, layout)
-        return _map_children(visit, node, keys)
-
-    grown = visit(tree, ())
-    if not found:
-        raise _no_match(tree, layout.pattern)
-    return grown
-
-
-def _numbered_children(node: Any, layout: Unrolled) -> dict[int, Any]:
-    """Layer number -> key of that layer in this container."""
-    if isinstance(node, Mapping):
-        keys = {layout.number(str(key)): key for key in node}
-    elif isinstance(node, list) and layout.key(0) == "0":
-        keys = dict(enumerate(range(len(node))))
-    else:
-        return {}
-    keys.pop(None, None)
-    return keys
-
-
-def _check_numbers(numbers: list[int], layout: Unrolled, where: str) -> None:
-    if numbers != list(range(len(numbers))):
+    stacks = stacks_of(depth_map, layout)
+    if not isinstance(layout, Mapping) and isinstance(depth_map, Mapping):
         raise UserError(
-            f"the layers {layout.pattern!r} under {where} are numbered {numbers}; "
-            "expected 0, 1, 2, ... without gaps"
+            f"depth maps are given by name ({', '.join(depth_map)}), so the layouts must be as well"
         )
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(tree, nnx.Module):
+        raise UserError(
+            "an NNX module grows in place: grow_module(module, depth_map, layout); or grow its "
+            "state, as nnx.state(module) gives it"
+        )
+    _check_apart(tree, [one for _, one in stacks])
+    grown, later = tree, Later()
+    for one_map, one_layout in stacks:
+        growth = _Growth(as_rule(one_map), one_layout, Fresh(fresh, later), later)
+        grown = growth.scanned(grown) if isinstance(one_layout, Scanned) else growth.unrolled(grown)
+        if not growth.found:
+            raise _no_match(tree, one_layout)
+    grown = later.finish(grown)
+    if target is not None:
+        check_target(grown, target)
+    return grown
 
 
-def _with_layers(node: Any, layers: dict[int, Any], depth_map: DepthMap, layout: Unrolled) -> Any:
-    # Each copy gets containers and arrays of its own: what is shared could not be
-    # donated, and whoever changed it in place would change two layers at once.
-    copies = [
-        jax.tree.map(_copy if is_copy else lambda leaf: leaf, node[layers[source]])
-        for source, is_copy in zip(depth_map.sources, depth_map.copies, strict=True)
-    ]
-    if isinstance(node, list):
-        return type(node)(copies)
-    key_type = type(layers[0])
-    numbered = {key_type(layout.key(i)): layer for i, layer in enumerate(copies)}
-    grown: dict = {}
-    for key in node:
-        # An ordered mapping keeps its order: the layers stand where they stood.
-        grown |= {key: node[key]} if layout.number(str(key)) is None else numbered
-    return type(node)(grown)
+class _Growth:
+    """One stack and what becomes of it."""
+
+    def __init__(self, rule: DepthMap | Mix | Sequence[int], layout: Any, fresh: Fresh, later: Later):
+        self.rule, self.layout, self.fresh, self.later = rule, layout, fresh, later
+        self.found = False
+
+    def rule_over(self, layers: int, what: str) -> DepthMap | Mix:
+        """The rule, checked against how many layers there are; `what` says which."""
+        stored = units_in(layers, self.layout, what)
+        if self.layout.period > 1:
+            what = f"{what}, {stored} units of {self.layout.period}"
+        if not isinstance(self.rule, DepthMap | Mix):
+            # Of a plain list, the first leaf decides how many layers are stored.
+            self.rule = DepthMap(self.rule, stored=stored)
+        if self.rule.stored != stored:
+            raise UserError(f"{what}, but the depth map reads from {self.rule.stored}")
+        return self.rule
+
+    # ---- stacked along an axis ----
+
+    def scanned(self, tree: Any) -> Any:
+        wrapped = layerwise_states(tree)
+
+        def grow_leaf(path, leaf):
+            keys = path_keys(path)
+            place = place_of(keys, self.layout)
+            if place is None:
+                return leaf
+            self.found = True
+            # A layerwise state has its layers on axis 0, whatever the parameters' axis.
+            inside = any(keys[:at] in wrapped for at in range(place.start + 1))
+            layout = Scanned(self.layout.path, 0, self.layout.period) if inside else self.layout
+            if not inside:
+                refuse_factored(keys)
+            return self._grow_stacked(leaf, keys, layout, place)
+
+        return jax.tree_util.tree_map_with_path(grow_leaf, tree)
+
+    def _grow_stacked(self, leaf: Any, keys: tuple[str, ...], layout: Scanned, place) -> Any:
+        name, shape = "/".join(keys), np.shape(leaf)
+        axis = layer_axis(shape, layout, name)
+        what = f"{name} has shape {shape}: axis {layout.axis} holds {shape[axis]} layers"
+        rule = self.rule_over(shape[axis], what)
+        if isinstance(rule, Mix):
+            rule = _map_of_numbers(rule, leaf, name)
+        if isinstance(rule, Mix):
+            return mix_scanned(leaf, rule, axis, layout.period, self.later, name)
+        sources = per_layer(rule, layout.period)
+        fresh = None
+        if NEW in sources and not isinstance(leaf, jax.ShapeDtypeStruct):
+            wanted = (*shape[:axis], len(sources), *shape[axis + 1 :])
+            fresh = self.fresh.leaf(keys, wanted, leaf, keys[: place.start])
+        return take_scanned(leaf, sources, axis, fresh, self.later, name)
+
+    # ---- a subtree per layer ----
+
+    def unrolled(self, tree: Any) -> Any:
+        if layerwise_states(tree):
+            raise UserError(
+                f"a layerwise optimiser state of the unrolled stack {self.layout.pattern!r} names "
+                "each layer twice; grow it with grow_opt_state, or a whole state with grow_state"
+            )
+        return self._visit(tree, ())
+
+    def _visit(self, node: Any, keys: tuple[str, ...]) -> Any:
+        if _ends_with(keys, self.layout.parents):
+            layers = numbered_children(node, self.layout)
+            if layers or (layers is not None and self._starts_empty()):
+                self.found = True
+                return self._with_layers(node, layers, keys)
+        return map_children(self._visit, node, keys)
+
+    def _starts_empty(self) -> bool:
+        return isinstance(self.rule, DepthMap) and self.rule.stored == 0
+
+    def _with_layers(self, node: Any, layers: dict[int, Any], keys: tuple[str, ...]) -> Any:
+        where = "/".join(keys) or "the tree"
+        check_numbers(sorted(layers), self.layout, where)
+        rule = self.rule_over(
+            len(layers), f"{where} holds {len(layers)} layers {self.layout.pattern!r}"
+        )
+        children = items_of(node) if isinstance(node, Mapping) else node
+        stored = [children[layers[number]] for number in range(len(layers))]
+        if isinstance(rule, Mix):
+            copies = self._mixed(stored, rule, keys)
+        else:
+            copies = self._taken(stored, per_layer(rule, self.layout.period), keys)
+        if not isinstance(node, Mapping):
+            return type(node)(copies)
+        key_type = type(layers[0]) if layers else str
+        numbered = {key_type(self.layout.key(i)): layer for i, layer in enumerate(copies)}
+        if not layers:
+            return rebuilt(node, {**children, **numbered})
+        grown: dict = {}
+        for key in node:
+            # An ordered mapping keeps its order: the layers stand where they stood.
+            if self.layout.number(str(key)) is None:
+                grown[key] = self._visit(children[key], (*keys, str(key)))
+            else:
+                grown |= numbered
+        return rebuilt(node, grown)
+
+    def _taken(self, stored: list, sources: Sequence[int], keys: tuple[str, ...]) -> list:
+        # Each copy gets containers and arrays of its own: what is shared could not be
+        # donated, and whoever changed it in place would change two layers at once.
+        layers = []
+        for position, (source, copied) in enumerate(zip(sources, is_copy(sources), strict=True)):
+            here = (*keys, self.layout.key(position))
+            if source == NEW:
+                # Unlike layers follow one another: one of the same kind shows the form.
+                like = stored[position % self.layout.period] if stored else None
+                layers.append(self.fresh.layer(here, like, keys))
+            elif copied:
+                layers.append(jax.tree_util.tree_map_with_path(
+                    lambda path, leaf, i=position, here=here: copy_layer(
+                        leaf, i, len(sources), self.later, "/".join((*here, *path_keys(path)))),
+                    stored[source],
+                ))
+            else:
+                layers.append(jax.tree.map(lambda leaf: leaf, stored[source]))
+        return layers
+
+    def _mixed(self, stored: list, mix: Mix, keys: tuple[str, ...]) -> list:
+        period = self.layout.period
+        layers: list[Any] = []
+        for position in range(len(mix) * period):
+            unit, slot = divmod(position, period)
+            alike = stored[slot::period]
+            self._check_alike(alike, slot, keys)
+
+            def mix_leaf(path, *leaves, unit=unit, slot=slot, position=position):
+                name = "/".join((*keys, self.layout.key(slot), *path_keys(path)))
+                rule = _map_of_numbers(mix, leaves[0], name)
+                if isinstance(rule, Mix):
+                    return mix_unrolled(leaves, rule, unit, self.later, name)
+                return copy_layer(
+                    leaves[rule.sources[unit]], position, len(mix) * period, self.later, name
+                )
+
+            layers.append(jax.tree_util.tree_map_with_path(mix_leaf, *alike))
+        return layers
+
+    def _check_alike(self, layers: list, slot: int, keys: tuple[str, ...]) -> None:
+        described = [
+            (jax.tree.structure(layer), [np.shape(leaf) for leaf in jax.tree.leaves(layer)])
+            for layer in layers
+        ]
+        for number, one in enumerate(described):
+            if one != described[0]:
+                first, other = (self.layout.key(slot + n * self.layout.period) for n in (0, number))
+                raise UserError(
+                    f"the layers {first} and {other} under {'/'.join(keys) or 'the tree'} differ "
+                    "in keys or shapes, so they cannot be mixed; if unlike layers follow one "
+                    "another, give the layout a period"
+                )
 
 
-def _copy(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return leaf.copy()
-    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+def _map_of_numbers(mix: Mix, leaf: Any, name: str) -> DepthMap | Mix:
+    """Counts and keys are taken whole, if the matrix does nothing else."""
+    if jax.numpy.issubdtype(getattr(leaf, "dtype", np.int32), np.inexact):
+        return mix
+    whole = mix.as_map()
+    if whole is None:
+        check_mixable(leaf, name)
+    return whole
 
 
-def _map_children(visit: Callable, node: Any, keys: tuple[str, ...]) -> Any:
-    """Rebuilds one pytree node with `visit(child, path)` for every child."""
-    if node is None or jax.tree_util.all_leaves([node]):
-        return node
-    children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    visited = [visit(child, keys + path_keys(path)) for path, child in children]
-    if all(new is old for new, (_, old) in zip(visited, children, strict=True)):
-        return node
-    return jax.tree_util.tree_unflatten(treedef, visited)
+def _check_apart(tree: Any, layouts: list[Layout]) -> None:
+    if len(layouts) < 2:
+        return
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = path_keys(path)
+        owners = [layout for layout in layouts if place_of(keys, layout) is not None]
+        if len(owners) > 1:
+            raise UserError(
+                f"{'/'.join(keys)} belongs to two stacks, {owners[0]} and {owners[1]}; make their "
+                "paths longer"
+            )
 
 
 def _ends_with(keys: tuple[str, ...], run: tuple[str, ...]) -> bool:
     return not run or keys[-len(run) :] == run
 
 
-def _no_match(tree: Any, path: str) -> UserError:
+def _no_match(tree: Any, layout: Layout) -> UserError:
+    path = layout.path if isinstance(layout, Scanned) else layout.pattern
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     shown = ", ".join("/".join(path_keys(where)) for where, _ in leaves[:3])
     rest = f", ... ({len(leaves)} leaves)" if len(leaves) > 3 else ""

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth.layouts import Layout, Scanned, path_keys
+from stacking_jax.growth.layouts import Layout, Scanned, Unrolled, path_keys
 from stacking_jax.growth.stacks import layouts_of, place_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def layerwise(
 
     Args:
       transform: any transform that treats leaves, or whole layers, independently.
-        Draws of random noise are none: every layer would draw the same.
+        Draws of random noise are none: every layer would draw the same. Masks and
+        labels must be functions of the parameters and not trees, and see every layer
+        of an `Unrolled` stack as its first.
       layout: where the stack lives; several stacks by name.
 
     Returns:
@@ -157,9 +159,9 @@ def to_layerwise(
             )
         return found
 
-    def fill(tree, axis):
+    def fill(tree, axis=None, rename=lambda keys: keys):
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: take(path_keys(path), leaf.shape, axis), tree
+            lambda path, leaf: take(rename(path_keys(path)), leaf.shape, axis), tree
         )
 
     states = {"": wanted.stacked} if single else wanted.stacked
@@ -169,54 +171,98 @@ def to_layerwise(
         if isinstance(one, Scanned):
             inner = fill(inner, one.axis)
         else:
-            inner = {number: fill(state, None) for number, state in inner.items()}
+            inner = {
+                number: fill(state, rename=lambda keys, n=number, o=one: _renumbered(keys, o, n))
+                for number, state in inner.items()
+            }
         stacked[name] = _nest(inner, one)
-    return LayerwiseState(stacked[""] if single else stacked, fill(wanted.rest, None))
+    return LayerwiseState(stacked[""] if single else stacked, fill(wanted.rest))
 
 
 def _split(tree: Any, layouts: dict[str, Layout]) -> dict:
     """One tree per stack (for an unrolled one: per layer), and the rest under None.
 
-    Every part keeps the nesting of the whole, with None for what is not its own, so
-    that masks and labels by path see the paths that they know.
+    A part of a scanned stack and the rest keep the nesting of the whole, so that masks
+    and labels by path see the paths that they know. A layer of an unrolled stack is
+    always called the first, so that its state fits wherever the layer goes.
     """
-    owners = [
-        _owner(path_keys(path), layouts) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-    leaves, treedef = jax.tree.flatten(tree)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    owned = [_owner(path_keys(path), layouts) for path, _ in flat]
 
     def part(owner):
-        mine = [leaf if it == owner else None for leaf, it in zip(leaves, owners, strict=True)]
-        return jax.tree.unflatten(treedef, mine)
+        pairs = zip(flat, owned, strict=True)
+        mine = [leaf if it == owner else None for (_, leaf), (it, _) in pairs]
+        return _prune(jax.tree.unflatten(treedef, mine))
 
     parts: dict = {None: part((None, None))}
     for name, layout in layouts.items():
         if isinstance(layout, Scanned):
             parts[name] = part((name, None))
-        else:
-            numbers = sorted({number for it, number in owners if it == name})
-            parts[name] = {number: part((name, number)) for number in numbers}
+            continue
+        layers: dict[int, dict] = {}
+        for (_, leaf), ((it, number), keys) in zip(flat, owned, strict=True):
+            if it == name:
+                _put(layers.setdefault(number, {}), keys, leaf)
+        parts[name] = dict(sorted(layers.items()))
     return parts
 
 
+def _prune(node: Any) -> Any:
+    """Without the dict entries that belong to another part.
+
+    Elsewhere None stands for them, which most transforms take, but not all.
+    """
+    if type(node) is not dict:
+        return node
+    children = {key: _prune(child) for key, child in node.items()}
+    kept = lambda child: child is not None and not (type(child) is dict and not child)  # noqa: E731
+    return {key: child for key, child in children.items() if kept(child)}
+
+
+def _put(tree: dict, keys: tuple[str, ...], leaf: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = leaf
+
+
 def _merge(parts: dict, like: Any, layouts: dict[str, Layout]) -> Any:
-    pieces = []
+    """The parts of `_split(like)` put together again."""
+    in_order, by_path = {}, {}
     for name, part in parts.items():
-        unrolled = name is not None and not isinstance(layouts[name], Scanned)
-        pieces.extend(part.values() if unrolled else [part])
-    flat = [jax.tree.leaves(piece, is_leaf=lambda leaf: leaf is None) for piece in pieces]
-    # `like` may hold None of its own; flattened the same way, they line up.
-    treedef = jax.tree.structure(like, is_leaf=lambda leaf: leaf is None)
-    leaves = [next((leaf for leaf in row if leaf is not None), None) for row in zip(*flat, strict=True)]
-    return jax.tree.unflatten(treedef, leaves)
+        if name is None or isinstance(layouts[name], Scanned):
+            in_order[name] = iter(jax.tree.leaves(part))
+            continue
+        for number, one in part.items():
+            for path, leaf in jax.tree_util.tree_flatten_with_path(one)[0]:
+                by_path[name, number, path_keys(path)] = leaf
+    merged = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]:
+        (name, number), keys = _owner(path_keys(path), layouts)
+        merged.append(next(in_order[name]) if number is None else by_path[name, number, keys])
+    return jax.tree.unflatten(jax.tree.structure(like), merged)
 
 
-def _owner(keys: tuple[str, ...], layouts: dict[str, Layout]) -> tuple[str | None, int | None]:
+def _owner(
+    keys: tuple[str, ...], layouts: dict[str, Layout]
+) -> tuple[tuple[str | None, int | None], tuple[str, ...]]:
+    """(stack, layer), and the path under which the transform sees the leaf."""
     for name, layout in layouts.items():
         place = place_of(keys, layout)
-        if place is not None:
-            return name, place.number
-    return None, None
+        if place is None:
+            continue
+        if place.number is None:
+            return (name, None), keys
+        return (name, place.number), _renumbered(keys, layout, 0)
+    return (None, None), keys
+
+
+def _renumbered(keys: tuple[str, ...], layout: Unrolled, number: int) -> tuple[str, ...]:
+    """The path of the same leaf in another layer."""
+    place = place_of(keys, layout)
+    if place is None or place.number is None:
+        return keys
+    at = place.start + len(layout.parents)
+    return (*keys[:at], layout.key(number), *keys[at + 1 :])
 
 
 def _nest(state: Any, layout: Layout) -> Any:

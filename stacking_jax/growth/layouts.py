@@ -24,12 +24,16 @@ class Scanned:
         path: 'decoder/layers' is found under 'params/' and in the optimiser's
         copies of the parameters alike.
       axis: the axis of the layers, the same for every leaf of the stack.
+      period: how many unlike layers follow one another in a cycle. A depth map
+        counts such units.
     """
 
     path: str
     axis: int = 0
+    period: int = 1
 
     def __post_init__(self):
+        _check_period(self)
         if not _keys(self.path):
             raise UserError("Scanned(path) needs at least one key, such as Scanned('layers')")
 
@@ -49,12 +53,16 @@ class Unrolled:
     Attributes:
       pattern: '/'-joined keys with one `{}` that stands for the layer's number;
         matched as a contiguous run anywhere in a path. Under 'h/{}' the layers
-        may be a dict (numbers as text or int) or a list.
+        may be a dict (numbers as text or int), a list or a tuple.
+      period: how many unlike layers follow one another in a cycle, such as 2 for
+        the local and global attention of Gemma 2. A depth map counts such units.
     """
 
     pattern: str
+    period: int = 1
 
     def __post_init__(self):
+        _check_period(self)
         if self.pattern.count("{}") != 1:
             raise UserError(
                 f"Unrolled({self.pattern!r}) needs exactly one {{}} where the layer's number "
@@ -87,6 +95,25 @@ Layout = Scanned | Unrolled
 def path_keys(path: Sequence) -> tuple[str, ...]:
     """The keys of a JAX key path as text: dict keys, attributes, positions."""
     return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def units_in(layers: int, layout: Layout, what: str) -> int:
+    """How many units of `layout.period` layers there are.
+
+    Raises:
+      UserError: if the layers are no whole number of units; `what` names them.
+    """
+    if layers % layout.period:
+        raise UserError(
+            f"{what}, which are no whole number of units of {layout.period} unlike layers; with "
+            "period=1 a map counts single layers and has to keep the cycle itself"
+        )
+    return layers // layout.period
+
+
+def _check_period(layout: Layout) -> None:
+    if not isinstance(layout.period, int) or isinstance(layout.period, bool) or layout.period < 1:
+        raise UserError(f"{layout!r}: the period is a whole number of layers, at least 1")
 
 
 def _keys(path: str) -> tuple[str, ...]:

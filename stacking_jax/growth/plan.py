@@ -5,12 +5,14 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stacking_jax.errors import UserError
 from stacking_jax.growth.costs import ModelCosts
 from stacking_jax.growth.depth_map import DepthMap
-from stacking_jax.growth.operators import operator as operator_by_name
+from stacking_jax.growth.operators import custom as custom_map
+from stacking_jax.growth.operators import growth_map, stage_depths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,58 +81,95 @@ class Plan:
     @classmethod
     def prop(
         cls, depth: int, num_stages: int, total_steps: int, alpha: float = 1.0,
-        operator: str = "midas",
+        operator: str = "midas", **options: Any,
     ) -> Plan:
         """PROP-α (MIDAS, Def. 3.1): stage i of k trains for T · i^α / Σ_j j^α steps.
 
         Args:
-          depth: the final depth L; stage i has L · i / k layers.
+          depth: the final depth L. Operators that copy blocks give stage i L · i / k
+            layers; those that copy the whole stack multiply (see `stage_depths`).
           num_stages: k.
           total_steps: T.
           alpha: 0 gives equal stages; the paper uses 1, 2 and 3.
           operator: name of a growth operator.
+          **options: of the operator, as `growth_map` takes them: `block`,
+            `keep_first`, `keep_last`, `reading`, ...
         """
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(
-            alpha
-        ):
-            raise UserError(f"PROP-α needs a finite number for α; got {alpha!r}")
-        return cls._growing(
-            depth, num_stages, total_steps, lambda i: alpha * math.log(i), operator
-        )
+        weights = prop_log_weights(num_stages, alpha)
+        depths = stage_depths(operator, _positive("depth", depth), num_stages, **options)
+        return cls.growing(depths, weights, total_steps, operator, **options)
 
     @classmethod
     def exponential(
-        cls, depth: int, num_stages: int, total_steps: int, operator: str = "midas"
+        cls, depth: int, num_stages: int, total_steps: int, operator: str = "midas",
+        **options: Any,
     ) -> Plan:
         """Stage i of k trains for a share ∝ exp(i) of the steps (MIDAS, §3.2)."""
-        return cls._growing(depth, num_stages, total_steps, float, operator)
+        weights = exponential_log_weights(num_stages)
+        depths = stage_depths(operator, _positive("depth", depth), num_stages, **options)
+        return cls.growing(depths, weights, total_steps, operator, **options)
 
     @classmethod
-    def _growing(
-        cls, depth: int, num_stages: int, total_steps: int,
-        log_weight: Callable[[int], float], operator: str,
+    def growing(
+        cls, depths: Sequence[int], log_weights: Sequence[float], total_steps: int,
+        operator: str = "midas", **options: Any,
     ) -> Plan:
+        """Stages of any depths, grown into each other by one operator.
+
+        Args:
+          depths: of the stages.
+          log_weights: of the stages' steps; stage i trains for a share ∝ exp(w_i).
+            `prop_log_weights` makes those of PROP-α.
+          total_steps: T.
+          operator: name of a growth operator that leads from each depth to the next.
+          **options: of the operator, as `growth_map` takes them.
+
+        Raises:
+          UserError: if the operator does not lead there, or a stage gets no steps.
+        """
         _check_total(total_steps)
-        _positive("depth", depth)
-        _positive("num_stages", num_stages)
-        if depth % num_stages:
-            fits = [k for k in range(1, depth + 1) if depth % k == 0]
+        if len(depths) != len(log_weights):
             raise UserError(
-                f"a depth of {depth} cannot be reached in {num_stages} equal stages; "
-                f"numbers of stages that divide it: {', '.join(map(str, fits))}"
+                f"{len(depths)} depths and {len(log_weights)} shares of the steps: a plan needs "
+                "one of each per stage"
             )
-        block = depth // num_stages
-        stage_steps = divide_steps(
-            total_steps, [log_weight(i) for i in range(1, num_stages + 1)]
-        )
+        depths = [_positive("the depth of a stage", depth) for depth in depths]
         stages, start = [], 0
-        for i, steps in enumerate(stage_steps):
-            grow_map = operator_by_name(operator)(i * block, block) if i else None
-            stages.append(
-                Stage((i + 1) * block, steps, start, grow_map, operator if i else None)
-            )
+        for i, steps in enumerate(divide_steps(total_steps, log_weights)):
+            grow_map = growth_map(operator, depths[i - 1], depths[i], **options) if i else None
+            stages.append(Stage(depths[i], steps, start, grow_map, operator if i else None))
             start += steps
         return cls(tuple(stages))
+
+    @classmethod
+    def custom(cls, stages: Sequence[Sequence[Any]]) -> Plan:
+        """A plan by hand.
+
+        `Plan.custom([(4, 1000), (8, 1000, "midas"), (6, 500, [0, 1, 2, 5, 6, 7])])`
+
+        Args:
+          stages: `(depth, steps)` for the first one, `(depth, steps, growth)` for the
+            others, where growth is the name of an operator; a dict of `growth_map`'s
+            arguments with the name under 'operator', such as
+            `{"operator": "lidas", "block": 4}`; or a map, as `DepthMap` or list.
+
+        Raises:
+          UserError: if a stage has another form, or its growth does not lead there.
+        """
+        built: list[Stage] = []
+        start = 0
+        for number, entry in enumerate(stages, start=1):
+            form = "(depth, steps)" if number == 1 else "(depth, steps, growth)"
+            if not isinstance(entry, Sequence) or len(entry) != form.count(",") + 1:
+                raise UserError(f"stage {number} of a plan by hand is {form}; got {entry!r}")
+            depth = _positive("the depth of a stage", entry[0])
+            steps = _positive("the steps of a stage", entry[1])
+            grow_map, name = None, None
+            if number > 1:
+                grow_map, name = _growth_of(entry[2], built[-1].depth, depth)
+            built.append(Stage(depth, steps, start, grow_map, name))
+            start += steps
+        return cls(tuple(built))
 
     # ---- reading plans ---------------------------------------------------------------
 
@@ -224,6 +263,19 @@ class Plan:
         }
 
 
+def prop_log_weights(num_stages: int, alpha: float) -> list[float]:
+    """What `divide_steps` takes for PROP-α: log i^α of the stages i = 1 to k."""
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise UserError(f"PROP-α needs a finite number for α; got {alpha!r}")
+    count = _positive("num_stages", num_stages)
+    return [alpha * math.log(i) for i in range(1, count + 1)]
+
+
+def exponential_log_weights(num_stages: int) -> list[float]:
+    """What `divide_steps` takes for shares ∝ exp(i)."""
+    return [float(i) for i in range(1, _positive("num_stages", num_stages) + 1)]
+
+
 def divide_steps(total_steps: int, log_weights: Sequence[float]) -> list[int]:
     """Divides steps in proportion to exp(log_weights), summing exactly to the total.
 
@@ -245,6 +297,18 @@ def divide_steps(total_steps: int, log_weights: Sequence[float]) -> list[int]:
             "give more steps or fewer stages"
         )
     return steps
+
+
+def _growth_of(growth: Any, depth: int, to: int) -> tuple[DepthMap, str]:
+    """The map of one growth of a plan by hand, and a name for it."""
+    if isinstance(growth, str):
+        return growth_map(growth, depth, to), growth
+    if isinstance(growth, Mapping):
+        if not isinstance(growth.get("operator"), str):
+            raise UserError(f"a growth as a dict needs the name of an 'operator'; got {growth!r}")
+        options = {key: value for key, value in growth.items() if key != "operator"}
+        return growth_map(growth["operator"], depth, to, **options), growth["operator"]
+    return growth_map("custom", depth, to, sources=custom_map(growth, depth)), "custom"
 
 
 def _check_growth(number: int, before: Stage, stage: Stage) -> None:

@@ -42,7 +42,7 @@ def run_stack(
       x: the carry, any pytree; shapes and dtypes must not change.
       depth_map: a `DepthMap`, a sequence of stored layers, a traced integer
         array `[positions]`, or None for every layer once. Entries of a traced
-        map are not checked: JAX clips them into range.
+        map are not checked: JAX clips them into range. `NEW` layers cannot run.
       gates: `[positions]`; position i computes x + gates[i] · (body(layer, x) − x),
         so 1 is the layer itself and 0 skips it, both exactly, and 1/p rescales a
         dropped one. Mixed in float32 at least; integers in the carry are not gated.
@@ -59,7 +59,7 @@ def run_stack(
 
     Raises:
       UserError: if leaves disagree on the number of layers, the map names a
-        layer that is not there, gates and map differ in length, or `body` returns
+        layer that is not there or is `NEW`, gates and map differ in length, or `body` returns
         a carry of another structure, shape or dtype.
     """
     stored = _stored(layers)
@@ -70,6 +70,11 @@ def run_stack(
         _check_traced(depth_map)
     else:
         depth_map = as_depth_map(depth_map, stored)
+        if any(depth_map.fresh):
+            raise UserError(
+                f"run_stack cannot run the map {depth_map}: its layers marked + are NEW and have "
+                "no stored layer; grow the stack by the map first, then run all of its layers"
+            )
     positions = depth_map.shape[0] if traced else len(depth_map)
     if gates is not None:
         gates = jnp.asarray(gates)

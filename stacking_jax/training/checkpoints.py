@@ -16,7 +16,12 @@ import jax
 
 from stacking_jax.console import warn
 from stacking_jax.errors import UserError
+from stacking_jax.growth.layouts import path_keys
+from stacking_jax.models import LAYOUT
 from stacking_jax.training.state import TrainState
+
+CHUNK_BYTES = 4 << 20
+"""The most bytes of a chunk of an array: a piece that is read or written at a time."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
@@ -68,11 +73,12 @@ class Checkpoints:
         # Orbax would wait here anyway; this way a failure is reported under its own step.
         self.wait()
         step = self._last_begun = int(meta["step"])
+        tree = _as_dict(state)
         with self._saving():
             self._manager.save(
                 step,
                 args=self._ocp.args.Composite(
-                    state=self._ocp.args.StandardSave(_as_dict(state)),
+                    state=self._ocp.args.StandardSave(tree, save_args=storage(tree)),
                     meta=self._ocp.args.JsonSave(meta),
                 ),
                 force=True,
@@ -219,6 +225,21 @@ class Checkpoints:
                 f"{_first_line(error)}; "
                 f"{last_good}; make room and run the same command again"
             ) from error
+
+
+def storage(tree: Any) -> Any:
+    """How Orbax is to store each array of a state: one layer to a chunk, or less.
+
+    So that a checkpoint can be read, grown and exported a layer at a time, whatever
+    its size.
+    """
+    import orbax.checkpoint as ocp
+
+    def args(path, leaf):
+        by_layer = LAYOUT.matches(path_keys(path)) and leaf.ndim > 0
+        return ocp.SaveArgs(shard_axes=(0,) if by_layer else (), chunk_byte_size=CHUNK_BYTES)
+
+    return jax.tree_util.tree_map_with_path(args, tree)
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap, Scanned, Segment, as_depth_map, grow, midas
+from stacking_jax.growth import NEW, DepthMap, Scanned, Segment, as_depth_map, grow, midas
 from stacking_jax.growth.depth_map import contiguous_runs
 
 layers = st.integers(min_value=0, max_value=5)
 maps = st.lists(layers, min_size=1, max_size=24)
+maps_with_new = st.lists(st.one_of(layers, st.just(NEW)), min_size=1, max_size=24)
 
 
 @settings(deadline=None, max_examples=200)
-@given(maps)
+@given(maps_with_new)
 def test_folding_into_segments_keeps_the_sources(sources):
     folded = DepthMap(sources, stored=6)
     assert folded.sources == tuple(sources)
@@ -48,7 +49,7 @@ def test_composition_equals_growing_twice(first, data):
 
 
 @settings(deadline=None, max_examples=50)
-@given(maps)
+@given(maps_with_new)
 def test_identity_is_neutral(sources):
     some = DepthMap(sources, stored=6)
     assert DepthMap.identity(6).then(some) == some
@@ -84,6 +85,10 @@ def test_loops_are_found_in_a_flat_list(sources, segments):
         ([0, 1, *[2, 3, 4, 5] * 3, 6, 7], "0 1 (2..5)×3 6 7"),
         (midas(8, 4).sources, "(0..3)×2 4..7"),
         ([3, 2, 1, 0], "3 2 1 0"),
+        ([0, 1, NEW, 2, 3, 4], "0 1 + 2..4"),
+        ([NEW, 0, 1, 2], "+ 0..2"),
+        ([0, 1, 2, NEW, NEW, NEW], "0..2 (+)×3"),
+        ([0, NEW, 1, NEW], "0 + 1 +"),
     ],
 )
 def test_picture(sources, picture):
@@ -122,7 +127,9 @@ def test_numpy_integers_are_layers():
         ([], None, "at least one layer"),
         ([Segment(())], None, "at least one layer"),
         ([0, 3], 3, "names layer 3"),
-        ([-1, 0], None, "names layer -1"),
+        ([-2, 0], None, "names layer -2, but the stack stores layers 0 to 0; NEW"),
+        ([0], 0, "names layer 0, but the stack stores none"),
+        ([NEW], -1, "0 or more stored layers; got -1"),
         ([0.0, 1.0], None, "whole layer numbers"),
         (["0", "1"], None, "whole layer numbers"),
         ([True, False, True], None, "whole layer numbers"),
@@ -158,9 +165,48 @@ def test_as_depth_map_checks_the_stored_depth():
 
 
 @settings(deadline=None, max_examples=50)
-@given(maps)
+@given(maps_with_new)
 def test_contiguous_runs_are_a_partition(sources):
     runs = contiguous_runs(sources)
     assert [layer for first, last in runs for layer in range(first, last + 1)] == sources
+    assert all(first == last for first, last in runs if NEW in (first, last))
     # Maximal: the next run never goes on where one ended.
-    assert all(after[0] != before[1] + 1 for before, after in zip(runs, runs[1:]))
+    assert all(
+        after[0] != before[1] + 1 for before, after in zip(runs, runs[1:]) if before[1] != NEW
+    )
+
+
+# ---- layers without a source ------------------------------------------------------------------
+
+
+def test_new_layers_have_no_source_and_are_no_copies():
+    some = DepthMap([0, NEW, 0, NEW, 2], stored=3)
+    assert some.sources == (0, NEW, 0, NEW, 2)
+    assert some.fresh == (False, True, False, True, False)
+    assert some.copies == (False, False, True, False, False)
+    assert DepthMap([0, NEW, 1]).stored == 2, "NEW names no stored layer"
+    assert DepthMap([NEW, NEW]).stored == 0
+    assert not DepthMap([0, NEW]).is_identity
+    assert not any(midas(8, 4).fresh)
+
+
+def test_maps_with_new_layers_are_values():
+    one = DepthMap([0, NEW, NEW], stored=2)
+    other = DepthMap([Segment((0,)), Segment((NEW,), 2)], stored=2)
+    assert one == other and len({one, other}) == 1
+    assert one != DepthMap([0, NEW, 1]) and one != DepthMap([0, NEW, NEW])
+    assert copy.deepcopy(one) == one
+    assert repr(one) == "DepthMap([0, -1, -1], stored=2)"
+    assert as_depth_map([0, NEW], 1) == DepthMap([0, NEW])
+
+
+@settings(deadline=None, max_examples=100)
+@given(first=maps_with_new, data=st.data())
+def test_new_layers_stay_new_through_composition(first, data):
+    position = st.one_of(st.integers(0, len(first) - 1), st.just(NEW))
+    second = data.draw(st.lists(position, min_size=1, max_size=12))
+    composed = DepthMap(first, stored=6).then(DepthMap(second, stored=len(first)))
+    labels = [f"old {layer}" if layer != NEW else "new" for layer in first]
+    expected = [labels[layer] if layer != NEW else "new" for layer in second]
+    assert [f"old {s}" if s != NEW else "new" for s in composed.sources] == expected
+    assert composed.stored == 6

@@ -10,7 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap, ModelCosts, Plan, Stage, gradstack, midas
+from stacking_jax.growth import (
+    NEW,
+    DepthMap,
+    ModelCosts,
+    Plan,
+    Stage,
+    g_stack,
+    gradstack,
+    lidas,
+    midas,
+)
 from stacking_jax.growth.plan import divide_steps
 
 LAYERS_ONLY = ModelCosts(
@@ -118,6 +128,92 @@ def test_the_step_at_a_boundary_belongs_to_the_later_stage():
 
 def test_equal_stages_with_alpha_zero():
     assert [stage.steps for stage in Plan.prop(6, 3, 10, 0).stages] == [3, 4, 3]
+
+
+# ---- other operators, other stages --------------------------------------------------------------
+
+
+def test_options_reach_the_operator():
+    plan = Plan.prop(24, 6, 1000, operator="lidas", reading="literal")
+    for before, stage in zip(plan.stages, plan.stages[1:]):
+        assert stage.grow_map == lidas(before.depth, 4, reading="literal")
+    halves = Plan.prop(24, 3, 1000, operator="midas", block=4)
+    assert [stage.depth for stage in halves.stages] == [8, 16, 24]
+    assert halves.stages[1].grow_map == midas(8, 4).then(midas(12, 4))
+    with pytest.raises(UserError, match="midas takes no option 'reading'"):
+        Plan.exponential(24, 6, 1000, reading="literal")
+
+
+def test_kept_layers_stand_in_every_stage():
+    plan = Plan.prop(14, 3, 100, operator="gradstack", keep_first=1, keep_last=1)
+    assert [stage.depth for stage in plan.stages] == [6, 10, 14]
+    for before, stage in zip(plan.stages, plan.stages[1:]):
+        assert stage.grow_map == gradstack(before.depth, 4, keep_first=1, keep_last=1)
+        assert stage.grow_map.sources[0] == 0 and stage.grow_map.sources.count(0) == 1
+
+
+def test_operators_that_multiply():
+    plan = Plan.exponential(24, 3, 1000, operator="progressive")
+    assert [stage.depth for stage in plan.stages] == [6, 12, 24]
+    assert plan.stages[2].grow_map == g_stack(12, 2)
+    plan = Plan.prop(12, 2, 100, 0, "g_stack", times=4)
+    assert [stage.depth for stage in plan.stages] == [3, 12]
+    assert plan.stages[1].operator == "g_stack"
+
+
+def test_stages_of_any_depth():
+    plan = Plan.growing([3, 5, 12], [0.0, 0.0, math.log(2)], 100, "gradstack")
+    assert [(stage.depth, stage.steps) for stage in plan.stages] == [(3, 25), (5, 25), (12, 50)]
+    assert plan.stages[1].grow_map == gradstack(3, 2)
+    assert plan.stages[2].grow_map == gradstack(5, 5).then(gradstack(10, 2))
+    with pytest.raises(UserError, match="2 depths and 1 shares"):
+        Plan.growing([3, 5], [0.0], 100)
+    with pytest.raises(UserError, match="midas with block 2 does not lead from 4 layers to 7"):
+        Plan.growing([4, 7], [0.0, 0.0], 100, block=2)
+
+
+def test_a_plan_by_hand():
+    plan = Plan.custom(
+        [
+            (4, 10),
+            (8, 20, "midas"),
+            (12, 30, {"operator": "lidas", "block": 4, "reading": "literal"}),
+            (3, 5, [0, 5, 11]),
+            (4, 5, DepthMap([0, 1, 2, NEW])),
+        ]
+    )
+    assert [(s.depth, s.steps, s.start, s.operator) for s in plan.stages] == [
+        (4, 10, 0, None), (8, 20, 10, "midas"), (12, 30, 30, "lidas"), (3, 5, 60, "custom"),
+        (4, 5, 65, "custom"),
+    ]
+    assert [stage.grow_map for stage in plan.stages[1:]] == [
+        midas(4, 4), lidas(8, 4, reading="literal"), DepthMap([0, 5, 11], stored=12),
+        DepthMap([0, 1, 2, NEW], stored=3),
+    ]
+    assert plan.total_steps == 70
+    described = plan.describe(GPT2_124M, tokens_per_step=8)
+    assert described["stages"][4]["map_text"] == "0..2 +"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "at least one stage"),
+        ([(4, 10, "midas")], r"stage 1 of a plan by hand is \(depth, steps\)"),
+        ([(4, 10), (8, 10)], r"stage 2 of a plan by hand is \(depth, steps, growth\)"),
+        ([(4, 10), 8], "stage 2 of a plan by hand"),
+        ([(4, 0)], "the steps of a stage must be a positive whole number"),
+        ([(4.0, 1)], "the depth of a stage must be a positive whole number"),
+        ([(4, 10), (8, 10, "midsa")], "did you mean midas"),
+        ([(4, 10), (6, 10, {"operator": "midas", "block": 4})], "does not lead from 4 layers to 6"),
+        ([(4, 10), (8, 10, {"block": 4})], "needs the name of an 'operator'"),
+        ([(4, 10), (8, 10, [0, 1])], "from 4 layers to 2, not from 4 to 8"),
+        ([(4, 10), (8, 10, None)], "custom needs a list of layers"),
+    ],
+)
+def test_plans_by_hand_that_cannot_be(stages, message):
+    with pytest.raises(UserError, match=message):
+        Plan.custom(stages)
 
 
 # ---- cost -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap, Scanned, grow, midas, run_stack
+from stacking_jax.growth import NEW, DepthMap, Scanned, grow, midas, run_stack
 
 STORED, WIDTH = 6, 8
 MAPS = {
@@ -388,6 +388,7 @@ def test_remat_changes_no_number(mode, traced):
             r"disagree on the number of layers: \['a'\] has 3, \['b'\] has 4",
         ),
         (dict(depth_map=[0, 6]), "names layer 6"),
+        (dict(depth_map=[0, NEW, *range(1, 6)]), r"run the map 0 \+ 1..5: .* \+ are NEW"),
         (dict(depth_map=DepthMap([0, 1])), "reads from 2 stored layers, but the stack holds 6"),
         (dict(depth_map=jnp.array([0.0, 1.0])), r"integer array \[positions\].*float32\[2\]"),
         (dict(depth_map=jnp.array([[0, 1]])), r"int32\[1, 2\]"),

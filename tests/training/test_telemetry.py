@@ -14,7 +14,11 @@ from stacking_jax.training.telemetry import Clock, MetricsLog, human, write_json
 
 
 def lines(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows, without the time at which each was written."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row.pop("unix_time") <= time.time()
+    return rows
 
 
 def events(folder) -> list:

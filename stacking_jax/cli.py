@@ -22,6 +22,9 @@ examples:
                         --gin.TRAIN_STEPS=200 --run_dir runs/mine
   stacking-jax generate --run_dir runs/demo --prompt "def "
   stacking-jax compare  runs/a runs/b --out report.html
+  stacking-jax grow     runs/demo runs/deeper --operator midas --block 2 --to 12 --total_steps 640
+  stacking-jax export   runs/demo demo_hf
+  stacking-jax import   SmolLM-135M runs/smol
 """
 
 
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", _train, "train, or go on where the run directory stopped")
-    _gin_arguments(train)
+    _gin_arguments(train, required=False)
     train.add_argument("--run_dir", required=True, metavar="D", help="where the run is kept")
     train.add_argument(
         "--stop_at", type=int, metavar="N", help="save and leave off after N steps in all"
@@ -105,12 +108,58 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     compare.add_argument("--out", metavar="report.html", help="write one self-contained HTML page")
     compare.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+    grow = command("grow", _grow, "deepen a checkpoint on disk: a run's, or a Hugging Face folder")
+    grow.add_argument("source", metavar="SRC", help="RUN, RUN/checkpoints/N or a model folder")
+    grow.add_argument("target", metavar="DST", help="the new folder, of the same kind")
+    grow.add_argument("--operator", metavar="NAME", help="such as midas, gradstack or g_stack")
+    grow.add_argument("--to", type=int, metavar="N", help="layers to reach")
+    grow.add_argument("--block", type=int, metavar="B", help="layers per block")
+    grow.add_argument("--keep_first", type=int, default=0, metavar="N", help="never repeated")
+    grow.add_argument("--keep_last", type=int, default=0, metavar="N", help="never repeated")
+    grow.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE",
+        help="another argument of the operator, such as reading=literal (repeatable)",
+    )
+    grow.add_argument(
+        "--map", metavar="'0 1 0 1'", help="in place of an operator: the source of each layer"
+    )
+    grow.add_argument(
+        "--init", default="copy", metavar="START",
+        help="how copies begin: copy, or identity (the function is unchanged)",
+    )
+    grow.add_argument(
+        "--moments", metavar="POLICY",
+        help="what the optimiser knows of copies: copy (default), zero, reset_copies, ...",
+    )
+    grow.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
+    grow.add_argument("--total_steps", type=int, metavar="N", help="of the grown run")
+    _max_shard_size(grow)
+
+    export = command("export", _export, "write a run's model as a Hugging Face Llama folder")
+    export.add_argument("source", metavar="RUN", help="RUN or RUN/checkpoints/N")
+    export.add_argument("out", metavar="OUT", help="the new folder")
+    export.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
+    export.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    _max_shard_size(export)
+
+    imports = command("import", _import, "make a run of a Hugging Face folder (Llama family)")
+    imports.add_argument("source", metavar="HF_FOLDER", help="config.json and safetensors")
+    imports.add_argument("out", metavar="OUT", help="the new run directory")
+    _gin_arguments(imports, required=False)
     return parser
 
 
-def _gin_arguments(parser: argparse.ArgumentParser) -> None:
+def _max_shard_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gin_file", action="append", default=[], metavar="F", required=True,
+        "--max_shard_size", default="5GB", metavar="SIZE",
+        help="more goes into several safetensors files, such as 500MB",
+    )
+
+
+def _gin_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--gin_file", action="append", default=[], metavar="F", required=required,
         help="a .gin file (repeatable; a later one overrides an earlier one)",
     )
     parser.add_argument(
@@ -130,11 +179,13 @@ def _train(arguments) -> int:
     from stacking_jax import gin_config
     from stacking_jax.training import Stopped, train
 
-    config = _configure(arguments)
+    if arguments.gin_file:
+        config, gin_text = _configure(arguments), gin_config.operative_text()
+    else:
+        config, gin_text = _recorded(arguments), None
     try:
         summary = train(
-            config, arguments.run_dir,
-            gin_text=gin_config.operative_text(), stop_at=arguments.stop_at,
+            config, arguments.run_dir, gin_text=gin_text, stop_at=arguments.stop_at
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -145,6 +196,22 @@ def _train(arguments) -> int:
         f"byte), {summary['wall_seconds']:.0f} s; see {arguments.run_dir}"
     )
     return 0
+
+
+def _recorded(arguments):
+    """The configuration of the run that lies in the run directory."""
+    from pathlib import Path
+
+    from stacking_jax.training.run_directory import read_config
+
+    if arguments.bindings:
+        raise UserError("--gin bindings change a configuration; name it with --gin_file")
+    if not (Path(arguments.run_dir) / "config.json").exists():
+        raise UserError(
+            f"{arguments.run_dir} holds no run to go on with; name its configuration with "
+            "--gin_file"
+        )
+    return read_config(arguments.run_dir)
 
 
 def _plan(arguments) -> int:
@@ -190,4 +257,79 @@ def _compare(arguments) -> int:
     from stacking_jax.reporting import compare
 
     compare(arguments.runs, arguments.out, as_json=arguments.json)
+    return 0
+
+
+def _grow(arguments) -> int:
+    from stacking_jax.growth import growth_map
+    from stacking_jax.interop import grow_folder
+
+    options = {"keep_first": arguments.keep_first, "keep_last": arguments.keep_last}
+    options = {name: value for name, value in options.items() if value}
+    options |= dict(_option(text) for text in arguments.option)
+    if arguments.block is not None:
+        options["block"] = arguments.block
+    if arguments.map is not None:
+        given = {"operator": arguments.operator, "to": arguments.to, "option": options or None}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--map says what each layer is, so there is no --{name} beside it")
+        depth_map = _layers(arguments.map)
+    elif arguments.operator is None or arguments.to is None:
+        raise UserError("name an operator and the depth to reach, such as --operator midas --to 16")
+    else:
+
+        def depth_map(depth):
+            return growth_map(arguments.operator, depth, arguments.to, **options)
+
+    grow_folder(
+        arguments.source, arguments.target, depth_map, init=arguments.init,
+        moments=arguments.moments, step=arguments.step, total_steps=arguments.total_steps,
+        operator=arguments.operator, options=options, max_shard_size=arguments.max_shard_size,
+    )
+    print(f"grown: {arguments.target}")
+    return 0
+
+
+def _option(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"--option takes NAME=VALUE, such as reading=literal; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(layer) for layer in text.replace(",", " ").split()]
+    except ValueError:
+        raise UserError(f"--map holds numbers of layers, such as '0 1 0 1'; got {text!r}") from None
+
+
+def _export(arguments) -> int:
+    from stacking_jax.interop import export_run
+
+    export_run(
+        arguments.source, arguments.out, step=arguments.step, dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+    )
+    print(f"exported: {arguments.out}")
+    return 0
+
+
+def _import(arguments) -> int:
+    from stacking_jax.interop import import_folder
+
+    config = digest = None
+    if arguments.gin_file:
+        from stacking_jax.data import open_cache
+
+        config = _configure(arguments)
+        digest = open_cache(config.data).manifest.digest
+    elif arguments.bindings:
+        raise UserError("--gin bindings change a configuration; name it with --gin_file")
+    import_folder(arguments.source, arguments.out, config=config, data_digest=digest)
+    print(f"imported: {arguments.out}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,7 +218,8 @@ def test_generating_from_a_run(finished, run, monkeypatch):
 
 def test_comparing_runs(finished, run, monkeypatch):
     monkeypatch.chdir(finished)
-    code, out, _ = run("compare", "runs/mine", "runs/mine", "--out", "report.html")
+    shutil.copytree("runs/mine", "runs/yours", dirs_exist_ok=True)
+    code, out, _ = run("compare", "runs/mine", "runs/yours", "--out", "report.html")
     assert code == 0 and "mine" in out
     page = (finished / "report.html").read_text()
     assert "<svg" in page and "://" not in page.replace("http://www.w3.org", "")
@@ -255,7 +257,7 @@ def test_another_configuration_is_refused(finished, refusal, monkeypatch):
         ("TRAIN_STEP=200", "did you mean TRAIN_STEPS"),
         ("TrainConfig.batchsize=8", "did you mean batch_size"),
         ("TrainConf.batch_size=8", "TrainConfig"),
-        ("LEARNING_RATE=fast", "write"),
+        ("LEARNING_RATE=fast", "as a string it is written"),
         ("LEARNING_RATE='fast'", "peak_learning_rate must be a positive number"),
         ("MeshConfig.fsdp=0", "axes are positive whole numbers"),
         ("DataConfig.held_out=2", "held_out is 2"),

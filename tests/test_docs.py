@@ -54,7 +54,7 @@ def test_commands_are_accepted(command, tmp_path, monkeypatch, capsys):
         return
     bindings, rest = gin_config.split_argv(argv)
     arguments = cli._parser().parse_args(rest)
-    if hasattr(arguments, "gin_file"):
+    if getattr(arguments, "gin_file", None):
         gin_config.load(arguments.gin_file, bindings, configurables.register)
         with gin_config.one_line_errors():
             configurables.configured().plan()

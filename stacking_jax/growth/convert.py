@@ -21,9 +21,9 @@ from stacking_jax.growth.containers import (
     rebuilt,
     refuse_factored,
 )
+from stacking_jax.growth.later import Later
 from stacking_jax.growth.layouts import Scanned, Unrolled, path_keys
 from stacking_jax.growth.stacks import layer_axis, place_of
-from stacking_jax.growth.take import Later
 
 _MISSING = object()
 
@@ -72,7 +72,8 @@ def to_unrolled(
 
 
 def to_scanned(
-    tree: Any, unrolled: Unrolled | str, path: str, axis: int = 0, *, axis_name: str | None = "layers"
+    tree: Any, unrolled: Unrolled | str, path: str, axis: int = 0, *,
+    axis_name: str | None = "layers",
 ) -> Any:
     """Stacks the layers of an unrolled stack along an axis of each array.
 
@@ -274,11 +275,12 @@ def _put_together(
 ) -> Any:
     def describe(layer):
         flat = jax.tree_util.tree_flatten_with_path(layer)[0]
-        return {path_keys(path): (np.shape(leaf), getattr(leaf, "dtype", None)) for path, leaf in flat}
+        return {path_keys(p): (np.shape(leaf), getattr(leaf, "dtype", None)) for p, leaf in flat}
 
     described = [describe(layer) for layer in layers]
     for number, one in enumerate(described):
-        unlike = [keys for keys in {**described[0], **one} if described[0].get(keys) != one.get(keys)]
+        first = described[0]
+        unlike = [keys for keys in {**first, **one} if first.get(keys) != one.get(keys)]
         if unlike or jax.tree.structure(layers[number]) != jax.tree.structure(layers[0]):
             tail = f" in {'/'.join(unlike[0])}" if unlike else " in their containers"
             raise UserError(

@@ -130,7 +130,8 @@ def _named(found: list[Candidate], leaves: dict[Keys, tuple]) -> Detected:
     layouts: dict[str, Layout] = {}
     depths, reasons = {}, []
     for keys, members in groups.items():
-        if len({(one.depth, one.layout.period, getattr(one.layout, "axis", None)) for one in members}) > 1:
+        forms = {(it.depth, it.layout.period, getattr(it.layout, "axis", None)) for it in members}
+        if len(forms) > 1:
             shown = ", ".join(f"{'/'.join(one.keys)} {one.depth}" for one in members)
             raise UserError(f"stacks of one name differ in depth or axis: {shown}")
         path, first = "/".join(keys), members[0]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stacking_jax.errors import UserError
+from stacking_jax.growth.later import Later
 from stacking_jax.growth.layouts import path_keys
-from stacking_jax.growth.take import Later
 
 STARTS_AT_ZERO = {"mu", "nu", "trace", "acc_grads", "grad_ema", "grad_sq_ema"}
 """Moments that optax, Linen's and T5X's optimisers begin at zero. Others are left out: an

@@ -21,10 +21,10 @@ from stacking_jax.growth.containers import (
 )
 from stacking_jax.growth.depth_map import NEW, DepthMap
 from stacking_jax.growth.fresh import Fresh
+from stacking_jax.growth.later import Later
 from stacking_jax.growth.layouts import Layout, Scanned, path_keys, units_in
 from stacking_jax.growth.stacks import layer_axis, place_of, stacks_of
 from stacking_jax.growth.take import (
-    Later,
     Mix,
     as_rule,
     check_mixable,
@@ -107,7 +107,7 @@ def grow(
 class _Growth:
     """One stack and what becomes of it."""
 
-    def __init__(self, rule: DepthMap | Mix | Sequence[int], layout: Any, fresh: Fresh, later: Later):
+    def __init__(self, rule: Any, layout: Any, fresh: Fresh, later: Later):
         self.rule, self.layout, self.fresh, self.later = rule, layout, fresh, later
         self.found = False
 

@@ -23,8 +23,8 @@ _PART = re.compile(
 # What stands around parameters in the states of optimisers and trainers.
 AROUND = {
     "params", "target", "mu", "nu", "trace", "ema", "ema_params", "acc_grads", "param_states",
-    "inner_state", "opt_state", "optimizer", "opt", "state", "momentum", "grads", "stacked", "v_row",
-    "v_col", "v", "batch_stats", "averages",
+    "inner_state", "opt_state", "optimizer", "opt", "state", "momentum", "grads", "stacked",
+    "v_row", "v_col", "v", "batch_stats", "averages",
 }
 _PARAMETERS = ("params", "target")
 
@@ -101,7 +101,8 @@ def numbered_but_unlike(leaves: dict[Keys, tuple]) -> str | None:
         if len(group) < 2 or 0 not in group or not _STACK.fullmatch(name):
             continue
         for number, layer in sorted(group.items()):
-            unlike = [keys for keys in {**group[0], **layer} if group[0].get(keys) != layer.get(keys)]
+            first = group[0]
+            unlike = [keys for keys in {**first, **layer} if first.get(keys) != layer.get(keys)]
             if unlike:
                 path = "/".join((*above, f"{head}{{}}{tail}"))
                 return f"{path} are numbered, but 0 and {number} differ in {'/'.join(unlike[0])}"
@@ -203,8 +204,8 @@ def _refuse_nested(stack: Candidate, candidates: Sequence[Candidate], leaves: di
     if min(map(len, below.values())) >= 2 and _common_axes(list(below.values())):
         axis, size = _common_axes(list(below.values()))[0]
         raise UserError(
-            f"two readings: {'/'.join(stack.keys)} may be {stack.depth} layers, or the parts of one "
-            f"block, stacked {size} times along axis {axis} of {'/'.join(above)}; name the layout "
+            f"two readings: {'/'.join(stack.keys)} may be {stack.depth} layers, or the parts of "
+            f"one block, stacked {size} times along axis {axis} of {'/'.join(above)}; name the layout "
             "yourself"
         )
 

@@ -34,7 +34,6 @@ from stacking_jax.growth.outputs import (
 )
 from stacking_jax.growth.stacks import (
     Leaf,
-    Positions,
     change_leaves,
     period_of,
     place_of,
@@ -295,7 +294,9 @@ class _Where:
         if self.key is None:
             raise UserError("Noise needs a random key: start_copies(..., key=jax.random.key(0))")
         if not math.isfinite(start.relative) or start.relative < 0:
-            raise UserError(f"Noise(relative=...) must be a finite number ≥ 0; got {start.relative}")
+            raise UserError(
+                f"Noise(relative=...) must be a finite number ≥ 0; got {start.relative}"
+            )
         stack_key = jax.random.fold_in(self.key, self.number)
         # A layer without a source is known by its number among those.
         sources = np.array([source % 2**32 for source in self.positions.sources], np.uint32)

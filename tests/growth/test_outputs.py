@@ -90,7 +90,7 @@ def test_patterns(pattern, name, expected):
 
 def test_a_branch_that_nobody_declared_is_found():
     tensors = PRESETS["decoder"]
-    layer = names("attention/query", "attention/out", "cross_attention/out", "mlp/down", "norm/scale")
+    layer = names("attention/query", "attention/out", "cross_attention/out", "mlp/down", "ln/w")
     assert uncovered(tensors, layer) == [("cross_attention",)]
     with pytest.raises(UserError, match="cross_attention looks like a branch of its own"):
         check_outputs(tensors, layer)

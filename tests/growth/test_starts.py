@@ -74,7 +74,8 @@ def placed(stacked: dict, layout) -> dict:
 def taken(tree: dict, layout) -> dict:
     """The layers as `[depth, ...]` again."""
     if isinstance(layout, Scanned):
-        return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), layout.axis, 0), tree["layers"])
+        front = lambda leaf: np.moveaxis(np.asarray(leaf), layout.axis, 0)  # noqa: E731
+        return jax.tree.map(front, tree["layers"])
     listed = tree["h"] if "h" in tree else [tree[f"layers_{i}"] for i in range(len(tree) - 1)]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *listed)
 
@@ -98,8 +99,8 @@ def test_originals_keep_every_bit_and_the_layout_does_not_matter(name, layout):
         np.testing.assert_array_equal(new[originals], old[originals])
         np.testing.assert_allclose(new, same, rtol=2e-7, atol=1e-7)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(whole))
-    changed = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
-    assert any(changed)
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    assert any((one != other).any() for one, other in pairs)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -245,7 +246,8 @@ def test_several_stacks_by_name():
     assert silent == {"encoder": [1], "decoder": [2]}
     # Stacks of the same names draw noise of their own.
     after = start_copies(tree, maps, layouts, Noise(0.1), key=jax.random.key(0))
-    changes = [after[n]["layers"]["mlp"]["down"] - tree[n]["layers"]["mlp"]["down"] for n in layouts]
+    down = lambda tree, name: tree[name]["layers"]["mlp"]["down"]  # noqa: E731
+    changes = [down(after, name) - down(tree, name) for name in layouts]
     assert not np.allclose(changes[0][1], changes[1][2])
 
 

@@ -21,7 +21,8 @@ def by_path(state, layouts=(SCANNED,), params=PARAMS):
 
 
 def test_moments_and_counts_of_a_chain():
-    read = by_path(optax.chain(optax.clip(1.0), optax.adam(optax.constant_schedule(1.0))).init(PARAMS))
+    chain = optax.chain(optax.clip(1.0), optax.adam(optax.constant_schedule(1.0)))
+    read = by_path(chain.init(PARAMS))
     moment = read["1/0/nu/layers/value"]
     assert (moment.owner, moment.field, moment.of_parameter) == (("1", "0"), "nu", True)
     assert (moment.stack, moment.axis, moment.number, moment.per_layer) == (0, 0, None, True)
@@ -84,5 +85,5 @@ def test_comparing_with_what_the_optimiser_would_make():
     check_shapes(optimizer.init(PARAMS), optimizer, PARAMS)
     check_shapes(jax.eval_shape(optimizer.init, PARAMS), optimizer, PARAMS)
     less = jax.tree.map(lambda leaf: leaf[:1], PARAMS)
-    with pytest.raises(UserError, match=r"float32\[1, 3\] at 0/mu/embedding, but .* float32\[4, 3\]"):
+    with pytest.raises(UserError, match=r"float32\[1, 3\] at 0/mu/embedding, but"):
         check_shapes(optimizer.init(less), optimizer, PARAMS)

@@ -61,7 +61,8 @@ def main():
     target = jax.eval_shape(lambda: create(depth=6)).replace(apply_fn=state.apply_fn)
     state = grow(state, gradstack(4, block=2), Unrolled("block_{}"), target=target)
     moments = state.opt_state[1][0].mu
-    assert jnp.array_equal(moments["block_5"]["Dense_0"]["bias"], moments["block_3"]["Dense_0"]["bias"])
+    copy, source = (moments[block]["Dense_0"]["bias"] for block in ("block_5", "block_3"))
+    assert jnp.array_equal(copy, source)
 
     for _ in range(30):
         state, loss = step(state)

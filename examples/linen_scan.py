@@ -56,7 +56,9 @@ def train(depth, params, steps):
 
 
 def main():
-    init = lambda depth: Model(depth).init(jax.random.key(0), jnp.zeros(1, int))["params"]  # noqa: E731
+    def init(depth):
+        return Model(depth).init(jax.random.key(0), jnp.zeros(1, int))["params"]
+
     params = init(4)
     found = detect_layout(params)
     print(found.reason)

@@ -240,7 +240,9 @@ def _check_tensors(folder: Folder) -> None:
     outside, layer = _expected(folder)
     for name, shape in outside.items():
         if name not in folder.others:
-            raise UserError(f"{folder.path} holds no tensor {name}, which its config.json calls for")
+            raise UserError(
+                f"{folder.path} holds no tensor {name}, which its config.json calls for"
+            )
         _check_shape(folder.others[name], shape)
     first = folder.layers[0]
     for number, tensors in enumerate(folder.layers):

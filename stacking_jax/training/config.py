@@ -19,7 +19,9 @@ def _is_number(value: Any) -> bool:
 
 def _check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"TrainConfig.{name} must be a whole number of at least {least}; got {value!r}")
+        raise UserError(
+            f"TrainConfig.{name} must be a whole number of at least {least}; got {value!r}"
+        )
 
 
 def _check_not_negative(name: str, value: Any) -> None:

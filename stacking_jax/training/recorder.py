@@ -33,7 +33,8 @@ class Counters:
 
     @classmethod
     def of(cls, plan: Plan) -> Counters:
-        zero = {"steps": 0, "tokens": 0, "seconds": 0.0, "compile_seconds": 0.0, "grow_seconds": 0.0}
+        zero: dict[str, float] = {"steps": 0, "tokens": 0}
+        zero |= {"seconds": 0.0, "compile_seconds": 0.0, "grow_seconds": 0.0}
         return cls(stages=[{"depth": stage.depth, **zero} for stage in plan.stages])
 
 
@@ -141,4 +142,6 @@ class Recorder:
         self._skipped_in_a_row += 1
         warn(f"skipped a step: {what}")
         if self._skipped_in_a_row >= _SKIPS_IN_A_ROW:
-            raise self.diverged(f"{_SKIPS_IN_A_ROW} steps in a row were not finite, the last {what}")
+            raise self.diverged(
+                f"{_SKIPS_IN_A_ROW} steps in a row were not finite, the last {what}"
+            )

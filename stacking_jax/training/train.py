@@ -132,6 +132,11 @@ def train(
         history, depth, first_step = meta["history"], int(meta["depth"]), int(meta["step"])
         scores = meta["scores"]
         clock.go_on_from(meta["seconds"])
+        if scores is None and first_step >= plan.total_steps:
+            raise UserError(
+                f"{run_dir} was grown after its last step, {first_step}: there is nothing left to "
+                "train; grow the run again with --total_steps, to more than that"
+            )
         say(f"going on from checkpoint {first_step} of {run_dir} ({depth} layers)")
     else:
         counters, history, depth, first_step = Counters.of(plan), [], plan.stages[0].depth, 0
@@ -166,12 +171,13 @@ def train(
         recorder.last_good_checkpoint = step
 
     # ---- The loop over stages and steps ----------------------------------------------
+    rows = sharding.local_rows(config.batch_size)
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
         contextlib.closing(checkpoints),
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
         _stop_signals() as stop_signal,
-        contextlib.closing(data.iterate(first_step, sharding.local_rows(config.batch_size))) as batches,
+        contextlib.closing(data.iterate(first_step, rows)) as batches,
     ):
         if stop_at is not None and stop_at <= first_step < plan.total_steps:
             raise Stopped(first_step, None)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from stacking_jax.data.primitives.digits import DigitRange
 from stacking_jax.data.primitives.problem import Problem, coincidence
-from stacking_jax.errors import UserError
 
 
 def write(first: int, second: int, signs: str) -> tuple[str, str]:
@@ -18,38 +18,15 @@ def write(first: int, second: int, signs: str) -> tuple[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(DigitRange):
     """Two digits, each with a sign; the answer bears one only if it is negative.
 
     Of the default range there are 324 problems in all: they come again and again.
-
-    Attributes:
-      low, high: the digits, both included.
-
-    Raises:
-      UserError: for a range that is empty or below 0.
     """
 
-    low: int = 1
-    high: int = 9
-
     FAMILY: ClassVar[str] = "arithmetic"
-    PARTS: ClassVar[tuple[str, ...]] = (r"range_(?P<low>\d+)_(?P<high>\d+)",)
     # As printed: the demonstrations of this one stand on consecutive lines.
     separator: ClassVar[str] = "\n"
-
-    def __post_init__(self):
-        if not 0 <= self.low <= self.high:
-            raise UserError(f"digits go from 0 upwards; got the range {self.low} to {self.high}")
-
-    @property
-    def name(self) -> str:
-        wide = (self.low, self.high) != (1, 9)
-        return self.FAMILY + (f"/range_{self.low}_{self.high}" if wide else "")
-
-    @property
-    def stream(self) -> str:
-        return self.name
 
     @property
     def chance(self) -> float:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from stacking_jax.data.primitives.digits import DigitRange
 from stacking_jax.data.primitives.problem import Problem, coincidence
-from stacking_jax.errors import UserError
 
 
 def write(
@@ -37,37 +37,14 @@ def chain(text: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreschoolMath:
+class PreschoolMath(DigitRange):
     """Two values and an expression of two signed terms; the target shows the chain of thought.
 
     The first sign is minus, as in all examples that the paper prints; the second is drawn.
-
-    Attributes:
-      low, high: the values, both included.
-
-    Raises:
-      UserError: for a range that is empty or below 0.
     """
 
-    low: int = 1
-    high: int = 9
-
     FAMILY: ClassVar[str] = "preschool_math"
-    PARTS: ClassVar[tuple[str, ...]] = (r"range_(?P<low>\d+)_(?P<high>\d+)",)
     separator: ClassVar[str] = "\n\n"
-
-    def __post_init__(self):
-        if not 0 <= self.low <= self.high:
-            raise UserError(f"values go from 0 upwards; got the range {self.low} to {self.high}")
-
-    @property
-    def name(self) -> str:
-        wide = (self.low, self.high) != (1, 9)
-        return self.FAMILY + (f"/range_{self.low}_{self.high}" if wide else "")
-
-    @property
-    def stream(self) -> str:
-        return self.name
 
     @property
     def chance(self) -> float:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.models import LAYOUT, Decoder, DecoderConfig
@@ -54,7 +53,8 @@ def initial_state(
 
 
 def abstract_state(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int, mesh: Mesh
+    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int,
+    mesh: sharding.LogicalMesh,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a state, with no memory behind them.
 
@@ -71,7 +71,7 @@ def abstract_state(
         path_keys(path): (leaf.shape, leaf.sharding)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = mesh.sharding(())
 
     def place(path, leaf):
         keys = path_keys(path)
@@ -84,7 +84,7 @@ def abstract_state(
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def abstract_params(config: DecoderConfig, depth: int, mesh: Mesh) -> Any:
+def abstract_params(config: DecoderConfig, depth: int, mesh: sharding.LogicalMesh) -> Any:
     """Shapes, dtypes and shardings of the parameters, as nested dicts.
 
     Raises:

@@ -107,17 +107,25 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
+def initial_program(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> Any:
+    """The jitted `key -> TrainState`, whose every value is drawn where it is to lie.
+
+    The key is an argument, so that all seeds share one compiled program.
+    """
+    depth = jax.tree.leaves(abstract.params["stack"])[0].shape[0]
+    return jax.jit(
+        lambda key: initial_state(config, optimizer, depth, key),
+        out_shardings=shardings_of(abstract),
+    )
+
+
 def sharded_initial_state(
     config: DecoderConfig, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
 ) -> TrainState:
     """Initialises straight into shards: the full parameters never lie on one device."""
-    depth = jax.tree.leaves(abstract.params["stack"])[0].shape[0]
-    # The key is an argument, so that all seeds share one compiled program.
-    make = jax.jit(
-        lambda key: initial_state(config, optimizer, depth, key),
-        out_shardings=shardings_of(abstract),
-    )
-    return make(jax.random.key(seed))
+    return initial_program(config, optimizer, abstract)(jax.random.key(seed))
 
 
 def params_digest(params: Any) -> str:

@@ -6,6 +6,7 @@ an update is a smooth function of it and parameters can be held to a tight toler
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -80,10 +81,10 @@ def mesh_of(config: MeshConfig):
     return sharding.make_mesh(config, jax.devices()[:devices])
 
 
-def make_step(mesh):
+def make_step(mesh, model=MODEL, **settings):
     train_step = make_train_step(
-        model_graph(MODEL), TRANSFORM, lambda step: RATE, z_loss=1e-3, clip_norm=1.0,
-        constrain=sharding.constrainer(mesh),
+        model_graph(model), TRANSFORM, lambda step: RATE, z_loss=1e-3, clip_norm=1.0,
+        constrain=sharding.constrainer(mesh), **settings,
     )
     return jax.jit(train_step, donate_argnums=0, compiler_options=QUICKLY)
 
@@ -96,10 +97,10 @@ def initial():
 
 
 @functools.cache
-def train(mesh: sharding.LogicalMesh):
+def train(mesh: sharding.LogicalMesh, **settings):
     """Three steps with a growth after the first: losses, and parameters on the host."""
     state = jax.device_put(initial(), shardings_of(abstract_state(MODEL, TRANSFORM, 1, mesh)))
-    step, losses = make_step(mesh), []
+    step, losses = make_step(mesh, **settings), []
     for number in range(STEPS):
         if number == GROW_AFTER:
             after = abstract_state(MODEL, TRANSFORM, 2, mesh)
@@ -118,6 +119,12 @@ def test_every_mesh_trains_as_one_device_does(config):
 def test_so_it_does_by_other_rules():
     config = MeshConfig(fsdp=2, sequence=2, tensor=2, rules=SPREAD)
     assert_trains_as_one_device(*train(mesh_of(config)))
+
+
+def test_so_it_does_in_microbatches_with_scanned_layers_that_are_computed_again():
+    mesh = mesh_of(MeshConfig(fsdp=2, sequence=2, tensor=2))
+    model = dataclasses.replace(MODEL, stack="scan", remat="full")
+    assert_trains_as_one_device(*train(mesh, model=model, microbatches=2))
 
 
 def assert_trains_as_one_device(losses, params):

@@ -20,8 +20,8 @@ from stacking_jax.training import (
 )
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.growing import growth_program
-from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.mesh import make_mesh
+from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.state import (
     abstract_state,
     params_digest,

@@ -60,7 +60,7 @@ def sample_from_run(
     # Plain continuation, which UL2 trains behind its mode token and without a prompt.
     mode = [mode_ids(tokenizer.info)["causal"]] if config.data.has_mode_tokens else []
     shape = dataclasses.replace(config.model, bidirectional_prompts=False)
-    # Rows that every device has some of; those that nobody asked for end at once.
+    # As many rows as the mesh divides; those that nobody asked for are not waited for.
     rows = -(-num_samples // mesh.parts("batch")) * mesh.parts("batch")
     outputs = generate(
         model_graph(shape), params, [mode + tokenizer.encode(prompt)] * rows,

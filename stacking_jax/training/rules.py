@@ -38,9 +38,11 @@ ACTIVATIONS = (
     ("batch", "length", "stream"),
     ("batch", "length", "heads", None),
     ("batch", "keys", "kv_heads", None),
+    ("batch", None, "length", "keys"),
     ("batch", "length", "vocab"),
+    ("vocab", "stream"),
 )
-"""The axes of the activations that a model places."""
+"""The axes of the activations that a model places, the gathered embedding table among them."""
 
 
 @dataclasses.dataclass(frozen=True)

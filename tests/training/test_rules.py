@@ -47,6 +47,8 @@ def test_a_table_survives_json():
             "by batch and by length",
         ),
         ({"keys": "tensor"}, "by keys and by kv_heads"),
+        ({"keys": "sequence"}, "by length and by keys"),
+        ({"stream": "tensor"}, "by stream"),
     ],
 )
 def test_what_cannot_be_is_one_line(overrides, part):

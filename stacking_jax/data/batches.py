@@ -83,12 +83,12 @@ class PackedBatches:
         self.num_records = cache.num_records(split)
         self.num_batches = -(-self.num_records // batch_size)
 
-    def batch(self, step: int, rows: slice | None = None) -> Batch:
+    def batch(self, step: int, rows: slice | Sequence[int] | None = None) -> Batch:
         """The batch of a step.
 
         Args:
           step: counts from 0.
-          rows: which rows of the global batch to read; None reads all. The
+          rows: which rows of the global batch to read, rising; None reads all. The
             rows of all hosts, put together, are the global batch.
 
         Returns:
@@ -102,15 +102,16 @@ class PackedBatches:
             raise IndexError(f"step {step}: steps count from 0.")
         if not self.shuffle and step >= self.num_batches:
             raise IndexError(f"step {step}: the pass in order has {self.num_batches} batches.")
-        chosen = range(self.batch_size)[slice(None) if rows is None else rows]
-        places = [step * self.batch_size + row for row in chosen]
+        if rows is None or isinstance(rows, slice):
+            rows = range(self.batch_size)[slice(None) if rows is None else rows]
+        places = [step * self.batch_size + row for row in rows]
         if self.shuffle:
             records = _read([self._locate(place) for place in places])
         else:
             # Padding rows come last in the batch, and so in any rising choice of rows.
             records = self._reader.read([place for place in places if place < self.num_records])
         return decode_batch(
-            records, len(chosen), self.sequence_length, self._dtype, self._prompts
+            records, len(rows), self.sequence_length, self._dtype, self._prompts
         )
 
     def _locate(self, place: int) -> tuple[RecordReader, int]:
@@ -143,7 +144,7 @@ class PackedBatches:
         return counts
 
     def iterate(
-        self, start_step: int = 0, rows: slice | None = None
+        self, start_step: int = 0, rows: slice | Sequence[int] | None = None
     ) -> Iterator[tuple[int, Batch]]:
         """Pairs of step and batch from `start_step` on, read ahead in the background.
 

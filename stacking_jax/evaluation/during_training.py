@@ -6,25 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from stacking_jax.data import tokenizer as open_tokenizer
 from stacking_jax.evaluation.evaluator import Evaluator
 from stacking_jax.evaluation.model import language_model
 from stacking_jax.evaluation.results import FOLDER
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.mesh import LogicalMesh
 
 
 class TaskEvaluation:
     """The tasks of a run; their examples are read once, before it begins."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, mesh: Mesh):
+    def __init__(self, config: TrainConfig, run_dir: Path, mesh: LogicalMesh):
         """Reads the examples.
 
         Raises:
           UserError: for a task that does not exist or has no example.
         """
-        self._config, self._mesh = config, mesh
+        self._config, self._mesh = config, mesh.for_decoding()
         self._tokenizer = open_tokenizer(config.data)
         self._evaluator = Evaluator.open(
             config.evaluate_tasks, config.evaluation, run_dir / FOLDER, self._tokenizer

@@ -31,11 +31,11 @@ class Examples:
     def count(self) -> int:
         return len(self.tokens)
 
-    def batch(self, chosen: np.ndarray, rows: int, local: slice) -> dict[str, np.ndarray]:
+    def batch(self, chosen: np.ndarray, rows: int, local: Sequence[int]) -> dict[str, np.ndarray]:
         """Rows of a batch, filled up with rows of padding; those of this host."""
         filling = ((0, rows - len(chosen)), (0, 0))
         return {
-            name: np.pad(getattr(self, name)[chosen], filling)[local]
+            name: np.pad(getattr(self, name)[chosen], filling)[np.asarray(local)]
             for name in ("tokens", "segment_ids", "positions", "prefix")
         }
 

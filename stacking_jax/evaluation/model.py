@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from stacking_jax.data import Tokenizer
 from stacking_jax.data import tokenizer as open_tokenizer
@@ -21,8 +18,9 @@ from stacking_jax.evaluation.tokens import Split, split
 from stacking_jax.training import sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
-from stacking_jax.training.config import MeshConfig, TrainConfig
+from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import refuse_open_ramp
+from stacking_jax.training.mesh import LogicalMesh, make_decoding_mesh
 from stacking_jax.training.run_directory import read_config
 from stacking_jax.training.state import abstract_params, model_graph
 
@@ -36,7 +34,7 @@ class LanguageModel:
       params: nested dicts.
       tokenizer: of its vocabulary.
       context: tokens it may see, the new ones included: the sequence length of its run.
-      mesh: the devices, over whose data and fsdp axes a batch is divided.
+      mesh: the devices, for decoding: all axes but `tensor` divide a batch.
       opening: ids before every prompt: UL2's mode token, if there is one.
     """
 
@@ -44,7 +42,7 @@ class LanguageModel:
     params: Any
     tokenizer: Tokenizer
     context: int
-    mesh: Mesh
+    mesh: LogicalMesh
     opening: tuple[int, ...] = ()
 
     def split(self, prompt: str, target: str) -> Split:
@@ -52,20 +50,19 @@ class LanguageModel:
         parts = split(self.tokenizer, prompt, target)
         return dataclasses.replace(parts, prompt_ids=[*self.opening, *parts.prompt_ids])
 
-    def local_rows(self, rows: int) -> slice:
+    def local_rows(self, rows: int) -> tuple[int, ...]:
         """Those of a batch's rows that this host places."""
-        return sharding.local_rows(rows)
+        return sharding.local_rows(rows, self.mesh)
 
     @property
     def parts(self) -> int:
         """Devices over which a batch is divided."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return self.mesh.parts("batch")
 
     @property
     def constrain(self):
-        """Places activations on the mesh; the same object for the same mesh, or the same
-        programs would be compiled again."""
-        return _constrainer(self.mesh)
+        """Places activations on the mesh."""
+        return sharding.constrainer(self.mesh)
 
     def place(self, array: np.ndarray) -> jax.Array:
         """Puts an array whose first axis is the batch onto the mesh."""
@@ -73,13 +70,8 @@ class LanguageModel:
 
     def place_axis(self, array: np.ndarray, axis: int) -> jax.Array:
         """Puts an array onto the mesh, divided along `axis`."""
-        names = [None] * axis + ["batch"]
-        return jax.device_put(array, NamedSharding(self.mesh, sharding.spec(names)))
-
-
-@functools.lru_cache(maxsize=8)
-def _constrainer(mesh: Mesh):
-    return sharding.constrainer(mesh)
+        names = [None] * axis + ["batch"] + [None] * (array.ndim - axis - 1)
+        return sharding.place(array, self.mesh, names)
 
 
 class RunModels:
@@ -112,7 +104,7 @@ class RunModels:
         if not self.steps:
             raise UserError(f"{run_dir} holds no checkpoint yet")
         self._settings = settings
-        self.mesh = evaluation_mesh(self.config.mesh)
+        self.mesh = make_decoding_mesh(self.config.mesh)
         self.tokenizer = open_tokenizer(self.config.data)
 
     def choose(self, step: int | None = None) -> int:
@@ -144,7 +136,8 @@ class RunModels:
 
 
 def language_model(
-    config: TrainConfig, params: Any, tokenizer: Tokenizer, mesh: Mesh, settings: EvaluationConfig
+    config: TrainConfig, params: Any, tokenizer: Tokenizer, mesh: LogicalMesh,
+    settings: EvaluationConfig,
 ) -> LanguageModel:
     """The model of a run, reading prompts as the settings say."""
     shape = config.model
@@ -156,11 +149,3 @@ def language_model(
     return LanguageModel(
         model_graph(shape), params, tokenizer, config.data.sequence_length, mesh, opening
     )
-
-
-def evaluation_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of the run where the devices at hand allow it, else all of them as one axis."""
-    try:
-        return sharding.make_mesh(config, devices)
-    except UserError:
-        return sharding.make_mesh(MeshConfig(), devices)

@@ -28,6 +28,9 @@ from stacking_jax.models.layer_stack import LayerStack
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 STREAM = ("batch", "length", "stream")
+QUERIES = ("batch", "length", "heads", None)
+PARTS_OF_KEYS = ("batch", "length", "kv_heads", None)
+KEYS = ("batch", "keys", "kv_heads", None)
 
 
 def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
@@ -73,10 +76,15 @@ class Attention(nnx.Module):
         self.out = _matrix(rngs, (queries, config.d_model), ("heads", "embed"), depth_scale)
         self.width = config.head_width
 
-    def __call__(self, x, mask, angles, cache=None, start=None):
-        query = rotate(self._heads(x, self.query), *angles)
-        key = rotate(self._heads(x, self.key), *angles)
-        value = self._heads(x, self.value)
+    def __call__(self, x, mask, angles, constrain, cache=None, start=None):
+        query = constrain(rotate(self._heads(x, self.query), *angles), QUERIES)
+        # Each device makes the keys and values of its part of the length, and then has all.
+        key, value = (
+            constrain(constrain(part, PARTS_OF_KEYS), KEYS)
+            for part in (
+                rotate(self._heads(x, self.key), *angles), self._heads(x, self.value)
+            )
+        )
         if cache is None:
             mixed, new = attend(query, key, value, mask), None
         else:
@@ -111,7 +119,7 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(config, rngs)
 
     def __call__(self, x, mask, angles, constrain, start=None, cache=None):
-        mixed, new = self.attention(self.attention_norm(x), mask, angles, cache, start)
+        mixed, new = self.attention(self.attention_norm(x), mask, angles, constrain, cache, start)
         x = constrain(x + mixed, STREAM)
         x = constrain(x + self.mlp(self.mlp_norm(x)), STREAM)
         return x if cache is None else (x, new)
@@ -187,7 +195,7 @@ class Decoder(nnx.Module):
         x = self._embed(tokens, constrain)
         x = self.stack(
             x,
-            document_mask(segment_ids, bidirectional),
+            constrain(document_mask(segment_ids, bidirectional), ("batch", None, "length", "keys")),
             self._angles(positions),
             constrain,
             depth_map=depth_map,
@@ -296,7 +304,9 @@ class Decoder(nnx.Module):
         return {name: jnp.zeros(shape, self.config.dtype) for name in ("key", "value")}
 
     def _embed(self, tokens, constrain):
-        table = self.embedding[...].astype(self.config.dtype)
+        # Gathered over D as every other weight is; else the rows that were found would have
+        # to change places between all devices of the batch.
+        table = constrain(self.embedding[...].astype(self.config.dtype), ("vocab", "stream"))
         return constrain(jnp.take(table, tokens, axis=0, mode="clip"), STREAM)
 
     def _angles(self, positions):

@@ -11,6 +11,7 @@ from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.growth import Plan
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training.growth_config import GrowthConfig
+from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
 
 
@@ -87,20 +88,31 @@ class MeshConfig:
       data: replicas of the parameters.
       fsdp: shards of parameters and optimiser state, which also split the batch.
       tensor: shards of heads, MLP width and vocabulary.
+      sequence: shards of the length of every row; keys and values are gathered over them.
+      slice: replicas that need no fast link between them: TPU slices joined by DCN.
+      rules: axis of an array -> the mesh axes that split it, where that is to differ from
+        `training.rules.TABLE`; e.g. {'embed': ('fsdp', 'sequence')}. None of it is whole.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    sequence: int = 1
+    slice: int = 1
+    rules: dict[str, Any] | None = None
 
     def __post_init__(self):
-        sizes = [self.data, self.fsdp, self.tensor]
-        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-        if not whole or any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        sizes = {name: getattr(self, name) for name in AXES}
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in sizes.values())
+        if (
+            not whole or any(n < 1 and n != -1 for n in sizes.values())
+            or list(sizes.values()).count(-1) > 1
+        ):
             raise UserError(
-                f"mesh data={self.data!r} × fsdp={self.fsdp!r} × tensor={self.tensor!r}: axes are "
+                f"mesh {' × '.join(f'{name}={size!r}' for name, size in sizes.items())}: axes are "
                 "positive whole numbers, and at most one is -1, 'the rest'"
             )
+        Rules.of(self.rules)
 
 
 @dataclasses.dataclass(frozen=True)

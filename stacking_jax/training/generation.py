@@ -12,7 +12,6 @@ from stacking_jax.models.decoding import generate
 from stacking_jax.training import sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
-from stacking_jax.training.config import MeshConfig
 from stacking_jax.training.growing import refuse_open_ramp
 from stacking_jax.training.run_directory import read_config
 from stacking_jax.training.state import abstract_params, model_graph
@@ -54,16 +53,21 @@ def sample_from_run(
             f"{run_dir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
         )
     refuse_open_ramp(config, step, "generate with")
-    mesh = sharding.make_mesh(MeshConfig())
+    mesh = sharding.make_decoding_mesh(config.mesh)
     params = checkpoints.restore_params(
         step, lambda depth: abstract_params(config.model, depth, mesh)
     )
     # Plain continuation, which UL2 trains behind its mode token and without a prompt.
     mode = [mode_ids(tokenizer.info)["causal"]] if config.data.has_mode_tokens else []
     shape = dataclasses.replace(config.model, bidirectional_prompts=False)
+    # As many rows as the mesh divides; those that nobody asked for are not waited for.
+    rows = -(-num_samples // mesh.parts("batch")) * mesh.parts("batch")
     outputs = generate(
-        model_graph(shape), params, [mode + tokenizer.encode(prompt)] * num_samples,
+        model_graph(shape), params, [mode + tokenizer.encode(prompt)] * rows,
         max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id, temperature=temperature,
         top_k=top_k, top_p=top_p, seed=seed,
+        stopped=lambda row, ids: row >= num_samples,
+        place=lambda array: sharding.place(array, mesh, ("batch", *[None] * (array.ndim - 1))),
+        constrain=sharding.constrainer(mesh),
     )
-    return [tokenizer.decode(tokens) for tokens in outputs]
+    return [tokenizer.decode(tokens) for tokens in outputs[:num_samples]]

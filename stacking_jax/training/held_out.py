@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from stacking_jax.data import MixedCache, PackedBatches, PackedCache
 from stacking_jax.data.building import objective_split
@@ -103,7 +102,8 @@ class HeldOut:
         return cls(tuple(parts), loss_shares(cache) if config.data.is_ul2 else {}, digest)
 
     def evaluate(
-        self, eval_step: Callable[[Any, dict], tuple[Any, Any]], params: Any, mesh: Mesh
+        self, eval_step: Callable[[Any, dict], tuple[Any, Any]], params: Any,
+        mesh: sharding.LogicalMesh,
     ) -> dict[str, float]:
         """Mean cross-entropy over the held-out tokens that carry loss.
 
@@ -143,7 +143,7 @@ class HeldOut:
         return scores
 
     def _loss(self, part: Part, eval_step, params, mesh) -> float:
-        rows = sharding.local_rows(part.batches.batch_size)
+        rows = sharding.local_rows(part.batches.batch_size, mesh)
         sums = []
         for i in range(part.count):
             batch = sharding.place_batch(part.batches.batch(i, rows=rows), mesh)

@@ -1,130 +1,185 @@
-"""The mesh, and one table from the names of axes to it."""
+"""Where parameters, activations and batches lie, and what a mesh cannot divide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from stacking_jax.errors import UserError
-from stacking_jax.training.config import MeshConfig
+from stacking_jax.models.decoder import Constrain, unconstrained
+from stacking_jax.training.mesh import LogicalMesh, make_decoding_mesh, make_mesh
 
-AXES = ("data", "fsdp", "tensor")
+__all__ = [
+    "LogicalMesh", "check_batch", "constrainer", "local_rows", "make_decoding_mesh", "make_mesh",
+    "named_sharding", "place", "place_batch", "rows_of",
+]
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    # Activations.
-    "batch": ("data", "fsdp"),
-    "length": None,
-    "stream": None,
-    # Parameters.
-    "layers": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-    "norm": None,
-}
-"""Which mesh axes split an axis of that name; None keeps it whole."""
-
-
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lays the devices out as data × fsdp × tensor.
-
-    Raises:
-      UserError: if the axes do not multiply to the number of devices.
-    """
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    shown = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-    if -1 in sizes:
-        known = int(np.prod([size for size in sizes if size != -1]))
-        if len(devices) % known:
-            raise UserError(
-                f"mesh {shown}: {known} does not divide the {len(devices)} devices at hand"
-            )
-        sizes[sizes.index(-1)] = len(devices) // known
-    if np.prod(sizes) != len(devices):
-        raise UserError(
-            f"mesh {shown} needs {int(np.prod(sizes))} devices, but {len(devices)} are at hand"
-        )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
-
-
-def spec(names: Sequence[str | None]) -> PartitionSpec:
-    """The partition of an array whose axes have these names."""
-    return PartitionSpec(*(RULES[name] if name is not None else None for name in names))
+BATCH = ("batch", "length")
 
 
 def named_sharding(
-    mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], what: str
+    mesh: LogicalMesh, names: Sequence[str | None], shape: Sequence[int], what: str
 ) -> NamedSharding:
     """The sharding of one array.
 
+    Args:
+      mesh: the devices and the rules.
+      names: of the array's axes.
+      shape: of the array.
+      what: the array's name, for messages.
+
     Raises:
-      UserError: if a mesh axis does not divide the array's, naming both.
+      UserError: if the mesh does not divide an axis, naming both and sizes that work.
     """
     for axis, (name, size) in enumerate(zip(names, shape, strict=True)):
-        parts = _parts(mesh, name)
+        parts = mesh.parts(name)
         if size % parts:
             raise UserError(
                 f"{what} {tuple(shape)}: axis {axis} ({name}, {size}) cannot be divided over "
-                f"{parts} devices ({_mesh_axes(name)}); use a multiple of {parts} or another mesh"
+                f"{parts} devices ({_mesh_axes(mesh, name)}); {_what_works(mesh, name, size)}"
             )
-    return NamedSharding(mesh, spec(names))
+    return mesh.sharding(names, what)
 
 
-def constrainer(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
-    """The function with which a model places its activations on this mesh."""
+@functools.lru_cache(maxsize=8)
+def constrainer(mesh: LogicalMesh) -> Constrain:
+    """The function with which a model places its activations on this mesh.
+
+    An axis that the mesh does not divide (fewer key heads than `tensor`, say) is left to the
+    compiler: that changes where numbers lie and not what they are. The same mesh gets the
+    same function, so that programs which it is part of are compiled once.
+    """
     if mesh.size == 1:
-        return lambda x, names: x
+        return unconstrained
 
     def constrain(x, names):
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names)))
+        spec = mesh.spec(names, "activations")
+        free = PartitionSpec.UNCONSTRAINED
+        fitting = (
+            entry if size % mesh.parts(name) == 0 else free
+            for entry, name, size in zip(spec, names, x.shape, strict=True)
+        )
+        where = NamedSharding(mesh.physical, PartitionSpec(*fitting))
+        return jax.lax.with_sharding_constraint(x, where)
 
     return constrain
 
 
-def check_batch(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:
-    """Raises UserError unless data × fsdp divides every microbatch."""
-    parts = _parts(mesh, "batch")
+def check_batch(
+    mesh: LogicalMesh, batch_size: int, microbatches: int = 1, length: int | None = None
+) -> None:
+    """Raises UserError unless the mesh divides every microbatch, and the length of its rows."""
+    parts = mesh.parts("batch")
     if (batch_size // microbatches) % parts:
-        near = -(-batch_size // (parts * microbatches)) * parts * microbatches
+        step = parts * microbatches
         raise UserError(
             f"a batch of {batch_size} in {microbatches} microbatch(es) cannot be divided over "
-            f"{parts} devices (data × fsdp); use a multiple of {parts * microbatches}, "
-            f"such as {near}"
+            f"{parts} devices ({_mesh_axes(mesh, 'batch')}); use a multiple of {step}, "
+            f"such as {_nearest(batch_size, step)}"
+        )
+    parts = mesh.parts("length")
+    if length is not None and length % parts:
+        raise UserError(
+            f"a sequence_length of {length} cannot be divided over {parts} devices "
+            f"({_mesh_axes(mesh, 'length')}); {_what_works(mesh, 'length', length)}"
         )
 
 
-def local_rows(batch_size: int) -> slice:
-    """The rows of the global batch that this host reads."""
-    share = batch_size // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+# ---- Batches --------------------------------------------------------------------------------
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this host's rows `[rows, L]` where the mesh wants them, as one global array."""
-    sharding = NamedSharding(mesh, spec(("batch", "length")))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
-    }
+def local_rows(batch_size: int, mesh: LogicalMesh) -> tuple[int, ...]:
+    """The rows of the global batch that this host reads: those of which its devices hold a part.
+
+    Hosts whose devices hold parts of the same rows (where `tensor` or `sequence` goes from
+    one host to another) read the same rows.
+
+    Returns:
+      Numbers of rows, rising.
+    """
+    devices = mesh.sharding(("batch",)).addressable_devices
+    return rows_of(devices, mesh, batch_size)
 
 
-def _parts(mesh: Mesh, name: str | None) -> int:
-    return int(np.prod([mesh.shape[axis] for axis in _axes_of(name)], dtype=int))
+def rows_of(
+    devices: Iterable[jax.Device], mesh: LogicalMesh, batch_size: int
+) -> tuple[int, ...]:
+    """The rows of a batch of which some devices hold a part, rising."""
+    held = mesh.sharding(("batch",)).devices_indices_map((batch_size,))
+    rows: set[int] = set()
+    for device in devices:
+        rows.update(range(batch_size)[held[device][0]])
+    return tuple(sorted(rows))
 
 
-def _axes_of(name: str | None) -> tuple[str, ...]:
-    rule: Any = RULES[name] if name is not None else None
-    return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
+def place_batch(batch: dict[str, np.ndarray], mesh: LogicalMesh) -> dict[str, jax.Array]:
+    """Puts this host's rows where the mesh wants them, as one global array.
+
+    Args:
+      batch: int `[rows, L]`, the rows `local_rows` in their order, whole: which of their
+        columns lie on which device is decided here.
+      mesh: the devices.
+
+    Raises:
+      UserError: if the rows are not those of a batch that the mesh divides.
+    """
+    return {name: _place_rows(rows, mesh) for name, rows in batch.items()}
 
 
-def _mesh_axes(name: str | None) -> str:
-    return " × ".join(_axes_of(name)) or "no axis"
+def place(array: np.ndarray, mesh: LogicalMesh, names: Sequence[str | None]) -> jax.Array:
+    """Puts an array that every host has whole where the mesh wants it, by its axes' names."""
+    where = mesh.sharding(names)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def _place_rows(rows: np.ndarray, mesh: LogicalMesh) -> jax.Array:
+    parts = mesh.parts("batch")
+    # Of the equal shares into which a batch is cut, those that this host holds.
+    shares = _shares(mesh)
+    size, rest = divmod(len(rows), len(shares))
+    if rest:
+        raise UserError(
+            f"{len(rows)} rows on this host cannot be divided over the {len(shares)} of {parts} "
+            "shares of a batch that its devices hold"
+        )
+    begins = {share * size: place * size for place, share in enumerate(shares)}
+
+    def part(index):
+        begin = begins[index[0].start or 0]
+        return rows[begin : begin + size, index[1]]
+
+    shape = (size * parts, rows.shape[1])
+    return jax.make_array_from_callback(shape, mesh.sharding(BATCH), part)
+
+
+@functools.lru_cache(maxsize=8)
+def _shares(mesh: LogicalMesh) -> tuple[int, ...]:
+    return local_rows(mesh.parts("batch"), mesh)
+
+
+# ---- Words for messages -----------------------------------------------------------------------
+
+
+def _mesh_axes(mesh: LogicalMesh, name: str | None) -> str:
+    """Those axes that cut it, without the ones of a single device."""
+    return " × ".join(axis for axis in mesh.rules.axes(name) if mesh.shape[axis] > 1)
+
+
+def _what_works(mesh: LogicalMesh, name: str | None, size: int) -> str:
+    """Sizes near this one that the mesh divides, and sizes of the mesh that divide this one."""
+    parts = mesh.parts(name)
+    sizes = [str(n) for n in (size // parts * parts, _nearest(size, parts)) if n]
+    fitting = [str(n) for n in range(1, mesh.size + 1) if mesh.size % n == 0 and size % n == 0]
+    return (
+        f"use {' or '.join(sizes)}, or a mesh with {_mesh_axes(mesh, name)} = "
+        f"{' or '.join(fitting)}"
+    )
+
+
+def _nearest(size: int, parts: int) -> int:
+    """The least multiple of `parts` that is not smaller."""
+    return -(-size // parts) * parts

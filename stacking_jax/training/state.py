@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.models import LAYOUT, Decoder, DecoderConfig
@@ -54,7 +53,8 @@ def initial_state(
 
 
 def abstract_state(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int, mesh: Mesh
+    config: DecoderConfig, optimizer: optax.GradientTransformation, depth: int,
+    mesh: sharding.LogicalMesh,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a state, with no memory behind them.
 
@@ -71,7 +71,7 @@ def abstract_state(
         path_keys(path): (leaf.shape, leaf.sharding)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = mesh.sharding(())
 
     def place(path, leaf):
         keys = path_keys(path)
@@ -84,7 +84,7 @@ def abstract_state(
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def abstract_params(config: DecoderConfig, depth: int, mesh: Mesh) -> Any:
+def abstract_params(config: DecoderConfig, depth: int, mesh: sharding.LogicalMesh) -> Any:
     """Shapes, dtypes and shardings of the parameters, as nested dicts.
 
     Raises:
@@ -107,17 +107,25 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
+def initial_program(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> Any:
+    """The jitted `key -> TrainState`, whose every value is drawn where it is to lie.
+
+    The key is an argument, so that all seeds share one compiled program.
+    """
+    depth = jax.tree.leaves(abstract.params["stack"])[0].shape[0]
+    return jax.jit(
+        lambda key: initial_state(config, optimizer, depth, key),
+        out_shardings=shardings_of(abstract),
+    )
+
+
 def sharded_initial_state(
     config: DecoderConfig, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
 ) -> TrainState:
     """Initialises straight into shards: the full parameters never lie on one device."""
-    depth = jax.tree.leaves(abstract.params["stack"])[0].shape[0]
-    # The key is an argument, so that all seeds share one compiled program.
-    make = jax.jit(
-        lambda key: initial_state(config, optimizer, depth, key),
-        out_shardings=shardings_of(abstract),
-    )
-    return make(jax.random.key(seed))
+    return initial_program(config, optimizer, abstract)(jax.random.key(seed))
 
 
 def params_digest(params: Any) -> str:

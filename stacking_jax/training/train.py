@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
 
 from stacking_jax.console import progress, say, warn
 from stacking_jax.data import MixedCache, PackedBatches, PackedCache, open_cache
@@ -97,7 +96,9 @@ def train(
     plan = config.plan()
     costs = config.model.costs(config.data.sequence_length)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, config.batch_size, config.microbatches)
+    sharding.check_batch(
+        mesh, config.batch_size, config.microbatches, config.data.sequence_length
+    )
     with clock.section("data"):
         cache = open_cache(config.data)
         check_vocabulary(config, cache)
@@ -185,7 +186,7 @@ def train(
         recorder.last_good_checkpoint = step
 
     # ---- The loop over stages and steps ----------------------------------------------
-    rows = sharding.local_rows(config.batch_size)
+    rows = sharding.local_rows(config.batch_size, mesh)
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
         contextlib.closing(checkpoints),
@@ -298,8 +299,8 @@ def check_vocabulary(config: TrainConfig, cache: PackedCache | MixedCache) -> No
 
 
 def compile_stage(
-    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any, mesh: Mesh,
-    abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
 ) -> Programs:
     """Compiles the train and evaluation steps of a stage, whose state is like `abstract`.
 
@@ -320,7 +321,7 @@ def compile_stage(
     )
     rows = jax.ShapeDtypeStruct(
         (config.batch_size, config.data.sequence_length), jnp.int32,
-        sharding=NamedSharding(mesh, sharding.spec(("batch", "length"))),
+        sharding=mesh.sharding(sharding.BATCH),
     )
     batch = dict.fromkeys(keys, rows)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -334,7 +335,7 @@ def compile_stage(
     )
 
 
-def _task_evaluation(config: TrainConfig, run_dir: Path, mesh: Mesh):
+def _task_evaluation(config: TrainConfig, run_dir: Path, mesh: sharding.LogicalMesh):
     """The evaluation tasks of a run, or None; loaded only where there are some."""
     if not config.evaluate_tasks:
         return None

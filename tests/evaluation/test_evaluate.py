@@ -13,11 +13,12 @@ from stacking_jax.data.vocabularies import Bytes
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.evaluate import evaluate_task, prepare
-from stacking_jax.evaluation.model import LanguageModel, evaluation_mesh
+from stacking_jax.evaluation.model import LanguageModel
 from stacking_jax.evaluation.results import read_results, rows_path, write_results
 from stacking_jax.evaluation.task import EvalTask, Example, Metric
 from stacking_jax.models import Decoder, DecoderConfig
 from stacking_jax.training import MeshConfig
+from stacking_jax.training.mesh import make_decoding_mesh
 
 SETTINGS = EvaluationConfig()
 
@@ -27,7 +28,7 @@ def model() -> LanguageModel:
     config = DecoderConfig(vocab_size=320, num_layers=1, d_model=16, d_ff=24, num_heads=2)
     graph, state = nnx.split(Decoder(config, key=jax.random.key(1)))
     return LanguageModel(
-        graph, nnx.to_pure_dict(state), Bytes(), 64, evaluation_mesh(MeshConfig())
+        graph, nnx.to_pure_dict(state), Bytes(), 64, make_decoding_mesh(MeshConfig())
     )
 
 

@@ -21,7 +21,8 @@ from stacking_jax.evaluation.finetune_config import FinetuneConfig
 from stacking_jax.evaluation.finetune_data import encode_examples
 from stacking_jax.evaluation.model import RunModels
 from stacking_jax.evaluation.task import TRAIN, EvalTask, Example, Metric
-from stacking_jax.training import OptimizerConfig
+from stacking_jax.training import MeshConfig, OptimizerConfig
+from stacking_jax.training.mesh import make_decoding_mesh
 
 DEPTHS = [f"variable_assignment/code/depth_{depth}/0_shot" for depth in (1, 2)]
 
@@ -95,6 +96,24 @@ def test_it_learns_and_says_how_it_went(run_dir, tmp_path, copying):
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
     rows = tmp_path / "out" / "dataset-0" / "step-120" / "letters.jsonl"
     assert [json.loads(row)["prediction"] for row in rows.read_text().splitlines()] == [*"abcd"]
+
+
+def test_it_learns_the_same_on_any_devices(run_dir, tmp_path, copying, monkeypatch):
+    # A large epsilon: an update is then a smooth function of its gradient.
+    optimizer = dataclasses.replace(CONFIG.optimizer, epsilon=1e-3)
+    config = dataclasses.replace(
+        CONFIG, optimizer=optimizer, num_datasets=1, total_steps=4, evaluate_from=4
+    )
+    results = []
+    for mesh, devices in ((MeshConfig(), 1), (MeshConfig(fsdp=2, sequence=2, tensor=2), 8)):
+        made = make_decoding_mesh(mesh, jax.devices()[:devices])
+        monkeypatch.setattr("stacking_jax.evaluation.model.make_decoding_mesh", lambda _: made)  # noqa: B023
+        results.append(finetune(run_dir, tmp_path / str(devices), config))
+    one, eight = (
+        json.loads((tmp_path / str(n) / "dataset-0.json").read_text())["losses"] for n in (1, 8)
+    )
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    assert one[-1] < one[0] and results[0]["results"] == results[1]["results"]
 
 
 def test_a_small_batch_sees_every_example(run_dir, copying):

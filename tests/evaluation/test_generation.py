@@ -12,10 +12,11 @@ from stacking_jax.data.vocabularies import Bytes
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.generation import generate_texts
-from stacking_jax.evaluation.model import LanguageModel, evaluation_mesh
+from stacking_jax.evaluation.model import LanguageModel
 from stacking_jax.models import Decoder, DecoderConfig
 from stacking_jax.models.decoding import generate
 from stacking_jax.training import MeshConfig
+from stacking_jax.training.mesh import make_decoding_mesh
 
 CODEC = Bytes()
 PROMPTS = ["a", "", "some longer prompt " * 5, "Answer:", "q" * 70]
@@ -27,7 +28,7 @@ def model() -> LanguageModel:
     config = DecoderConfig(vocab_size=120, num_layers=2, d_model=16, d_ff=24, num_heads=2)
     graph, state = nnx.split(Decoder(config, key=jax.random.key(5)))
     return LanguageModel(
-        graph, nnx.to_pure_dict(state), CODEC, 256, evaluation_mesh(MeshConfig())
+        graph, nnx.to_pure_dict(state), CODEC, 256, make_decoding_mesh(MeshConfig())
     )
 
 

@@ -12,10 +12,11 @@ from flax import nnx
 
 from stacking_jax.data.vocabularies import Bytes, SentencePiece
 from stacking_jax.errors import UserError
-from stacking_jax.evaluation.model import LanguageModel, evaluation_mesh
+from stacking_jax.evaluation.model import LanguageModel
 from stacking_jax.evaluation.scoring import Likelihood, likelihoods, tokens_needed
 from stacking_jax.models import Decoder, DecoderConfig
 from stacking_jax.training import MeshConfig
+from stacking_jax.training.mesh import make_decoding_mesh
 
 PROMPTS = ["one", "", "a much longer prompt " * 5, "Answer:", "x"]
 CHOICES = [["1", "17"], ["a", "bcdef"], ["yes", "no"], ["1", "2", "333"], ["é", "zz"]]
@@ -29,7 +30,7 @@ def model(request) -> LanguageModel:
     )  # fmt: skip
     graph, state = nnx.split(Decoder(config, key=jax.random.key(3)))
     params = nnx.to_pure_dict(state)
-    return LanguageModel(graph, params, Bytes(), 256, evaluation_mesh(MeshConfig()))
+    return LanguageModel(graph, params, Bytes(), 256, make_decoding_mesh(MeshConfig()))
 
 
 def by_full_pass(model, prompt, choice, ends=()):

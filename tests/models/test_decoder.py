@@ -361,7 +361,8 @@ def test_activations_are_placed_by_the_names_of_their_axes():
 
     model = make(dataclasses.replace(CONFIG, stack="unroll"))
     jax.eval_shape(lambda: model(TOKENS, constrain=constrain))
-    # The embedding, two branches of each layer, the logits.
-    assert len(seen) == 1 + 2 * 4 + 1
+    # The table and its rows, the mask; queries, keys and values (these in parts and whole) and
+    # two branches of each layer; the logits.
+    assert len(seen) == 3 + (5 + 2) * 4 + 1
     assert all(len(names) == ndim for names, ndim in seen)
     assert seen[-1][0] == ("batch", "length", "vocab")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def test_the_newest_checkpoint_is_the_default_and_the_seed_decides(stopped, snap
     assert draw(seed=1, num_samples=2) == draw(seed=1, num_samples=2, step=6)
     assert len(draw(num_samples=2)) == 2 and draw(seed=1) != draw(seed=2)
     assert snapshot(stopped) == before
+
+
+def test_another_mesh_says_the_same(stopped, tmp_path):
+    """That of the run, with whatever number of samples."""
+    run_dir = Path(shutil.copytree(stopped, tmp_path / "run"))
+    recorded = json.loads((run_dir / "config.json").read_text())
+    recorded["config"]["mesh"] |= {"data": 2, "fsdp": 1, "sequence": 2, "tensor": 2}
+    (run_dir / "config.json").write_text(json.dumps(recorded))
+    draw = functools.partial(sample_from_run, prompt="ab", max_new_tokens=20, num_samples=3)
+    assert draw(run_dir, temperature=1.0) == draw(stopped, temperature=1.0)
 
 
 def test_what_is_not_there_is_named(stopped, tmp_path, config):

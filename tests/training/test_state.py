@@ -15,6 +15,7 @@ from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.state import (
     abstract_params,
     abstract_state,
+    initial_program,
     params_digest,
     sharded_initial_state,
     shardings_of,
@@ -63,6 +64,33 @@ def test_a_state_is_born_as_it_was_announced(mesh, name):
     )
     assert jax.tree.all(same), same
     assert int(state.step) == 0
+
+
+def test_the_whole_state_never_lies_on_one_device():
+    """Neither as a result of the compiled program nor on the way to it."""
+    config = DecoderConfig(
+        vocab_size=512, num_layers=4, d_model=64, d_ff=96, num_heads=8, tied_embeddings=False
+    )
+    transform = OPTIMIZERS["adamw"]
+    shape = abstract_state(config, transform, 4, sharding.make_mesh(MESHES["fsdp4_tensor2"]))
+    leaves = jax.tree.leaves(shape)
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    share = sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in leaves
+    )
+    assert share < whole / 7.8
+    program = initial_program(config, transform, shape).lower(jax.random.key(0)).compile()
+    memory = program.memory_analysis()
+    pointers = 8 * len(leaves)
+    assert share <= memory.output_size_in_bytes <= share + pointers
+    assert memory.temp_size_in_bytes < share
+    state = program(jax.random.key(0))
+    held = dict.fromkeys(jax.devices(), 0)
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert set(held.values()) == {share}
 
 
 def test_initial_values_do_not_depend_on_the_mesh():

@@ -31,7 +31,7 @@ MODEL = DecoderConfig(
 )
 RATE = 3e-3
 # Compiling is nearly all of the time that these tests take.
-QUICKLY = {"xla_backend_optimization_level": 0}
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def batch_of(seed: int, rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
@@ -159,18 +159,11 @@ def test_a_step_is_plain_adamw_on_the_mean_loss():
     assert_close(after.params, params)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "name", "grow_after"),
-    [
-        (MeshConfig(), "adamw", 0),
-        (MeshConfig(fsdp=4, tensor=2), "adafactor", 1),
-        (MeshConfig(data=2, fsdp=2, tensor=2), "adamw", 1),
-    ],
-    ids=["fsdp8", "fsdp4_tensor2", "data2_fsdp2_tensor2"],
-)
-def test_sharded_training_equals_one_device(mesh, name, grow_after):
-    settings = {"grow_after": grow_after, "name": name, "z_loss": 1e-3, "clip_norm": 1.0}
-    assert_same_training(train(sharding.make_mesh(mesh), **settings), train(single(), **settings))
+def test_sharded_training_with_adafactor_equals_one_device():
+    """Its factored moments are whole everywhere; AdamW on any mesh is in test_parallel.py."""
+    settings = {"grow_after": 1, "name": "adafactor", "z_loss": 1e-3, "clip_norm": 1.0}
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
+    assert_same_training(train(mesh, **settings), train(single(), **settings))
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])

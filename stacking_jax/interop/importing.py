@@ -20,6 +20,7 @@ from stacking_jax.interop.folders import byte_progress, new_folder
 from stacking_jax.interop.run_files import first_meta, write_run_files
 from stacking_jax.interop.tensor_files import Tensor, read_json
 from stacking_jax.models import LAYOUT, DecoderConfig
+from stacking_jax.training import manifest
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.state import initial_state
@@ -92,6 +93,7 @@ def import_folder(
         (temporary / "checkpoints").mkdir()
         state = stored_state.create(temporary / "checkpoints" / "0", tree, first_meta(config))
         _write_state(state, folder, model)
+        manifest.write(temporary / "checkpoints" / "0", digests=config.checkpoint_digests)
         write_run_files(temporary, config, data_digest)
         kept = temporary / runs.FOREIGN
         kept.mkdir()

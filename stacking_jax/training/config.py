@@ -124,6 +124,8 @@ class TrainConfig:
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: steps between checkpoints; 0: at the end only.
       keep_checkpoints: how many are kept, the newest ones.
+      checkpoint_digests: note the SHA-256 of every file of a checkpoint and check it
+        before reading; False: sizes alone.
       on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
@@ -148,6 +150,7 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    checkpoint_digests: bool = True
     on_nan: str = "stop"
     compilation_cache: str | None = None
 
@@ -158,6 +161,11 @@ class TrainConfig:
             check_whole(f"TrainConfig.{name}", getattr(self, name), least=0)
         if self.eval_batches is not None:
             check_whole("TrainConfig.eval_batches", self.eval_batches, least=1)
+        if not isinstance(self.checkpoint_digests, bool):
+            raise UserError(
+                "TrainConfig.checkpoint_digests is True or False; "
+                f"got {self.checkpoint_digests!r}"
+            )
         check_not_negative("TrainConfig.z_loss", self.z_loss)
         if self.batch_size % self.microbatches:
             raise UserError(
@@ -187,7 +195,8 @@ class TrainConfig:
 # watched, and no number that comes out of it.
 OPERATIONAL = (
     "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "compilation_cache", "data.cache_dir", "evaluate_tasks", "evaluate_every", "evaluation",
+    "checkpoint_digests", "compilation_cache", "data.cache_dir", "evaluate_tasks",
+    "evaluate_every", "evaluation",
 )
 
 

@@ -134,7 +134,9 @@ def train(
     run_directory.prepare(run_dir, config, cache.manifest.digest, gin_text, about)
 
     # ---- Go on, or begin -------------------------------------------------------------
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", config.keep_checkpoints, digests=config.checkpoint_digests
+    )
     with clock.section("checkpoint"):
         restored = checkpoints.restore_latest(shapes)
     resumed = restored is not None

@@ -26,6 +26,7 @@ from stacking_jax.training import run_directory, sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.goodput import Goodput
 from stacking_jax.training.growing import check_growths, growth_program, ramp_of
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.optimizers import optimizer as make_optimizer
@@ -137,7 +138,7 @@ def train(
     checkpoints = Checkpoints(
         run_dir / "checkpoints", config.keep_checkpoints, digests=config.checkpoint_digests
     )
-    with clock.section("checkpoint"):
+    with clock.section("restore"):
         restored = checkpoints.restore_latest(shapes)
     resumed = restored is not None
     if resumed:
@@ -160,6 +161,9 @@ def train(
         state = sharded_initial_state(config.model, optimizer, config.seed, shapes(depth))
     main_process = jax.process_index() == 0
     resume_step = first_step if resumed else None
+    goodput = Goodput(run_dir, clock, writes=main_process)
+    lost = goodput.begin(first_step, meta["seconds"] if resumed else {})
+    goodput.write(first_step, counters.stages)
     log = MetricsLog(run_dir, resume_step) if main_process else None
     recorder = Recorder(
         plan, counters, clock, log,
@@ -167,7 +171,7 @@ def train(
     )
     recorder.last_good_checkpoint = resume_step
     if resumed:
-        recorder.event("resume", first_step, depth=depth)
+        recorder.event("resume", first_step, depth=depth, **lost)
 
     def save(step: int) -> None:
         with clock.section("checkpoint"):
@@ -185,11 +189,13 @@ def train(
                 },
             )
         recorder.last_good_checkpoint = step
+        goodput.write(step, counters.stages)
 
     # ---- The loop over stages and steps ----------------------------------------------
     rows = sharding.local_rows(config.batch_size)
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
+        contextlib.closing(goodput),
         contextlib.closing(checkpoints),
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
         _stop_signals() as stop_signal,
@@ -228,6 +234,7 @@ def train(
                 )
                 compile_seconds = clock.wall - began
             counters.stages[number]["compile_seconds"] += compile_seconds
+            goodput.write(max(stage.start, first_step), counters.stages)
             if record is not None:
                 recorder.event(
                     "grow", stage.start, **record, seconds=grow_seconds,
@@ -284,6 +291,7 @@ def train(
 
     # ---- The end: `scores` are those of the last step, in its checkpoint too -----------
     summary = about | summarise(config, state, recorder, scores)
+    summary["goodput"] = goodput.write(plan.total_steps, counters.stages)
     if main_process:
         write_json(run_dir / "summary.json", summary)
     return summary

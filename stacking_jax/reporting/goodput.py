@@ -61,15 +61,15 @@ def goodput_section(comparison: Comparison) -> str:
             + "</tr>"
         )
     chips = "".join(
-        f'<span class="chip" style="background:{CATEGORIES[name][1]}"></span>'
-        f"{CATEGORIES[name][0].lower()}"
+        '<span><span class="chip" style="margin-left:0;'
+        f'background:{CATEGORIES[name][1]}"></span>{CATEGORIES[name][0].lower()}</span>'
         for name in shown
     )
     columns = (("Run", ""), ("", ""), ("Goodput", "training / all"), ("All", "since it began"))
     named = (("Run", ""), *((CATEGORIES[name][0], _UNITS.get(name, "")) for name in shown))
     return (
         "<h2>Where the time went</h2>"
-        f'<p class="small" style="max-width:none;margin:0 0 10px -12px">{chips}</p>'
+        f'<div class="legend">{chips}</div>'
         '<div class="card scroll"><table class="results">'
         f"{header(columns, text_columns=2)}<tbody>{''.join(bars)}</tbody></table></div>"
         '<div class="card scroll" style="margin-top:14px"><table class="results">'

@@ -88,7 +88,8 @@ def import_folder(
         lambda: initial_state(config.model, make_optimizer, folder.depth, seed=0)
     )
     # As training writes it, where the state's fields are the keys of a dict.
-    tree = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+    fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+    tree = {name: value for name, value in fields.items() if value is not None}
     with new_folder(out) as temporary:
         (temporary / "checkpoints").mkdir()
         state = stored_state.create(temporary / "checkpoints" / "0", tree, first_meta(config))

@@ -217,6 +217,12 @@ class Checkpoints:
             raise self._unreadable(step, _first_line(error)) from error
         return restored["params"]
 
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: of a way that the run does not go."""
+        self.wait()
+        for later in agreement.from_first([s for s in self.steps() if s > step]):
+            self._manager.delete(later)
+
     def _problem(self, step: int, put_back_mark: bool = False) -> str | None:
         """What is wrong with a checkpoint, as far as its manifest and Orbax's marks say.
 
@@ -344,7 +350,8 @@ def storage(tree: Any) -> Any:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _first(problems: list[str | None]) -> str | None:

@@ -12,6 +12,7 @@ from stacking_jax.growth import Plan
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training.growth_config import GrowthConfig
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
+from stacking_jax.training.spike_config import SpikeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,7 @@ class TrainConfig:
       checkpoint_digests: note the SHA-256 of every file of a checkpoint and check it
         before reading; False: sizes alone.
       on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
+      spikes: what to do about gradients that are finite, but far too large.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
     """
@@ -152,6 +154,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     checkpoint_digests: bool = True
     on_nan: str = "stop"
+    spikes: SpikeConfig = SpikeConfig()
     compilation_cache: str | None = None
 
     def __post_init__(self):
@@ -173,6 +176,11 @@ class TrainConfig:
             )
         if self.on_nan not in ("stop", "skip"):
             raise UserError(f"TrainConfig.on_nan is 'stop' or 'skip'; got {self.on_nan!r}")
+        if self.spikes.action == "rewind" and not self.checkpoint_every:
+            raise UserError(
+                "SpikeConfig.action = 'rewind' goes back to a checkpoint: bind "
+                "TrainConfig.checkpoint_every to a number of steps"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -196,7 +204,7 @@ class TrainConfig:
 OPERATIONAL = (
     "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
     "checkpoint_digests", "compilation_cache", "data.cache_dir", "evaluate_tasks",
-    "evaluate_every", "evaluation",
+    "evaluate_every", "evaluation", "spikes.limit", "spikes.limit_steps",
 )
 
 

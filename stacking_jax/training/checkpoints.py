@@ -19,7 +19,7 @@ from stacking_jax.console import say, warn
 from stacking_jax.errors import UserError
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.models import LAYOUT
-from stacking_jax.training import agreement, manifest
+from stacking_jax.training import consensus, manifest
 from stacking_jax.training.state import TrainState
 
 CHUNK_BYTES = 4 << 20
@@ -140,7 +140,7 @@ class Checkpoints:
         Returns:
           The state and its metadata, or None where there is no checkpoint.
         """
-        steps = agreement.from_first(self.steps())
+        steps = consensus.from_first(self.steps())
         for step in reversed(steps):
             state, meta, problem = None, None, self._problem(step, put_back_mark=True)
             if problem is None:
@@ -151,7 +151,7 @@ class Checkpoints:
                     if _is_out_of_memory(error):
                         raise
                     problem = _first_line(error)
-                problem = _first(agreement.every(problem))
+                problem = _first(consensus.every(problem))
             if problem is None:
                 return state, meta
             older = [other for other in steps if other < step]
@@ -220,7 +220,8 @@ class Checkpoints:
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps: of a way that the run does not go."""
         self.wait()
-        for later in agreement.from_first([s for s in self.steps() if s > step]):
+        step = consensus.from_first(step)
+        for later in consensus.from_first([s for s in self.steps() if s > step]):
             self._manager.delete(later)
 
     def _problem(self, step: int, put_back_mark: bool = False) -> str | None:
@@ -232,11 +233,11 @@ class Checkpoints:
         verdict = manifest.check(
             folder, jax.process_index(), jax.process_count(), digests=self._digests
         )
-        problem = _first(agreement.every(verdict.problem))
+        problem = _first(consensus.every(verdict.problem))
         if problem is not None:
             return problem
-        if not agreement.from_first(verdict.complete):
-            if not agreement.from_first(manifest.committed(folder)):
+        if not consensus.from_first(verdict.complete):
+            if not consensus.from_first(manifest.committed(folder)):
                 return "neither a manifest nor a mark of Orbax's says that it was finished"
             if jax.process_index() == 0 and not self._read_only:
                 say(
@@ -246,7 +247,7 @@ class Checkpoints:
         elif put_back_mark:
             if jax.process_index() == 0:
                 manifest.put_back_mark(folder)
-            agreement.from_first(None)  # Nobody reads on before it is there.
+            consensus.from_first(None)  # Nobody reads on before it is there.
         return None
 
     def _unreadable(self, step: int, problem: str) -> UserError:
@@ -276,7 +277,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(target)
-        target = Path(agreement.from_first(str(target)))
+        target = Path(consensus.from_first(str(target)))
         self._manager.reload()
         return target
 

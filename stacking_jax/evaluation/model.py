@@ -99,7 +99,9 @@ class RunModels:
         use_compilation_cache(self.config.compilation_cache)
         if not (self.run_dir / "checkpoints").is_dir():
             raise UserError(f"{run_dir} holds no checkpoint yet")
-        self._checkpoints = Checkpoints(self.run_dir / "checkpoints", read_only=True)
+        self._checkpoints = Checkpoints(
+            self.run_dir / "checkpoints", read_only=True, digests=self.config.checkpoint_digests
+        )
         self.steps = self._checkpoints.steps()
         if not self.steps:
             raise UserError(f"{run_dir} holds no checkpoint yet")

@@ -22,6 +22,7 @@ from stacking_jax.interop.folders import byte_progress, new_folder
 from stacking_jax.interop.run_files import copy_foreign, grown_config, grown_meta, write_run_files
 from stacking_jax.interop.stored_state import Keys, StoredState
 from stacking_jax.models import LAYOUT
+from stacking_jax.training import manifest
 from stacking_jax.training.config import OptimizerConfig
 
 
@@ -75,6 +76,7 @@ def grow_run(
                 else:
                     _copy_whole(old, new, keys, leaf, start_of(keys), writer, advance)
             writer.finish()
+        manifest.write(step, digests=config.checkpoint_digests)
         write_run_files(made, config, recorded.get("data_digest"))
         copy_foreign(found.run_dir, made)
 

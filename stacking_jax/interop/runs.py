@@ -67,7 +67,7 @@ def find(path: str | Path, step: int | None = None) -> RunCheckpoint:
     directory = path / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{path} holds no checkpoint yet")
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory, read_only=True, digests=config.checkpoint_digests)
     try:
         steps = checkpoints.steps()
         if not steps:
@@ -78,6 +78,7 @@ def find(path: str | Path, step: int | None = None) -> RunCheckpoint:
                 f"{path} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
             )
         refuse_open_ramp(config, step, "grow or export")
+        checkpoints.verify(step)
         try:
             meta = checkpoints.read_meta(step)
         except Exception as error:  # Orbax has many kinds.

@@ -14,6 +14,7 @@ from pathlib import Path
 import stacking_jax
 from stacking_jax.errors import UserError
 from stacking_jax.reporting.comparison import EQUAL_FLOPS, Comparison
+from stacking_jax.reporting.goodput import goodput_section
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
 from stacking_jax.reporting.markup import escape, legend
 from stacking_jax.reporting.plots import draw_figures
@@ -22,7 +23,6 @@ from stacking_jax.reporting.sections import (
     results_section,
     speedup_section,
     stages_section,
-    time_section,
 )
 from stacking_jax.reporting.style import CSS
 from stacking_jax.reporting.tasks import isoplot_section, tasks_section
@@ -123,7 +123,7 @@ def report_html(
         isoplot_section(iso),
         f'<h2>Curves</h2><div class="figures">{drawn}</div>' if drawn else "",
         _HOW_TO_READ,
-        time_section(comparison),
+        goodput_section(comparison),
         stages_section(comparison),
         config_section(comparison),
         _footer(comparison),

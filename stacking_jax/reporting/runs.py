@@ -1,8 +1,8 @@
 """Reads a run directory: what a run is, how far it came, what it measured.
 
 A run directory holds `summary.json` (written when the run ends),
-`metrics.jsonl` (one object per line, growing while it runs), `plan.json` and
-`config.json`. All four are read here and nowhere else in this package. A run
+`metrics.jsonl` (one object per line, growing while it runs), `plan.json`, `config.json`
+and `goodput.json`. All five are read here and nowhere else in this package. A run
 that is still going on has no summary; it is read from its last metrics and
 says so.
 """
@@ -51,6 +51,8 @@ class Run:
       task_evals: scores on tasks, of training and of the `evaluate` command, each task once per
         step, in the order of the steps.
       restarts: the steps from which the run went on after it had stopped.
+      goodput: category -> seconds of the time since the run began; {} if no one kept account.
+      restart_costs: per restart its `step`, `down_seconds` and `recomputed_seconds`.
       train_loss, eval_loss: nats per token, at the end or in the last row.
       eval_step: the step that `eval_loss` belongs to.
       bits_per_byte: the held-out loss in bits per byte of text.
@@ -77,6 +79,8 @@ class Run:
     growths: tuple[dict[str, Any], ...]
     task_evals: tuple[dict[str, Any], ...]
     restarts: tuple[int, ...]
+    goodput: dict[str, float]
+    restart_costs: tuple[dict[str, float], ...]
     train_loss: float | None
     eval_loss: float | None
     eval_step: int | None
@@ -166,6 +170,7 @@ def read_run(path: str | os.PathLike) -> Run:
         growths=tuple(r for r in rows if r["kind"] == "grow"),
         task_evals=_task_evals(path, rows),
         restarts=tuple(int(r["step"]) for r in rows if r["kind"] == "resume"),
+        **_goodput(path / "goodput.json"),
         params=_number(summary.get("params", planned[-1].get("params") if planned else None)),
         speedup_blocks=described("speedup_blocks", (int, float)),
         speedup_model=described("speedup_model", (int, float)),
@@ -184,6 +189,20 @@ def _task_evals(path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any],
     found = {(r["step"], r["task"]): r for r in rows if r["kind"] == "task_eval" and "task" in r}
     found |= {(r["step"], r["task"]): r for r in read_evaluations(path)}
     return tuple(sorted(found.values(), key=lambda row: row["step"]))
+
+
+def _goodput(path: Path) -> dict[str, Any]:
+    """The account of the wall time; a broken number in it is named."""
+    account = _read_object(path)
+    seconds = account.get("seconds", {})
+    restarts = _dicts(account.get("restarts"), f"{path}: restarts")
+    if not isinstance(seconds, dict):
+        raise UserError(f"{path}: seconds must be an object")
+    costs = ("step", "down_seconds", "recomputed_seconds")
+    _require_numbers(seconds, tuple(seconds), f"{path}: seconds")
+    for restart in restarts:
+        _require_numbers(restart, costs, f"{path}: restarts")
+    return {"goodput": seconds, "restart_costs": restarts}
 
 
 def _from_summary(summary: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

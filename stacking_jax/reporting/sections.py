@@ -1,4 +1,4 @@
-"""The parts of the report that are tables: results, speed-up, time, stages, configuration."""
+"""The parts of the report that are tables: results, speed-up, stages, configuration."""
 
 from __future__ import annotations
 
@@ -110,48 +110,6 @@ def _no_reference(row: Row) -> str:
 
 def _over(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
-
-
-def time_section(comparison: Comparison) -> str:
-    """Where the wall time went, as bars on one scale."""
-    longest = max((row.wall_seconds or 0.0 for row in comparison.rows), default=0.0)
-    if not longest:
-        return ""
-    body = []
-    for i, row in enumerate(comparison.rows):
-        train, compiled = row.train_seconds or 0.0, row.compile_seconds or 0.0
-        rest = max(0.0, (row.wall_seconds or 0.0) - train - compiled)
-        bars = "".join(
-            f'<i class="{kind}" style="width:{100 * part / longest:.2f}%"></i>'
-            for kind, part in (("t-train", train), ("t-compile", compiled), ("t-rest", rest))
-        )
-        body.append(
-            f"<tr>{name_cell(i, row)}"
-            f'<td class="text middle" style="width:50%"><div class="bar">{bars}</div></td>'
-            + number(row.train_seconds, units.duration(row.train_seconds))
-            + number(row.compile_seconds, units.duration(row.compile_seconds))
-            + number(rest, units.duration(rest))
-            + number(row.wall_seconds, units.duration(row.wall_seconds))
-            + "</tr>"
-        )
-    columns = (
-        ("Run", ""), ("", ""), ("Training", "steps only"), ("Compiling", ""), ("Rest", ""),
-        ("All", "wall time"),
-    )  # fmt: skip
-    return (
-        "<h2>Where the time went</h2>"
-        '<div class="card scroll"><table class="results">'
-        f"{header(columns, text_columns=2)}<tbody>{''.join(body)}</tbody></table></div>"
-        '<p class="small"><span class="chip t-train" style="margin-left:0"></span>training'
-        '<span class="chip t-compile"></span>compiling<span class="chip t-rest"></span>rest:'
-        " growing, evaluating, saving, reading data, starting"
-        + (
-            ". A run without a summary does not yet say how long it compiled; it is in the rest."
-            if any(row.compile_seconds is None for row in comparison.rows)
-            else "."
-        )
-        + "</p>"
-    )
 
 
 def stages_section(comparison: Comparison) -> str:

@@ -73,7 +73,6 @@ svg.plot { display: block; width: 100%; height: auto; }
 figcaption { margin-top: 8px; }
 .bar { display: flex; height: 13px; min-width: 160px; border-radius: 3px; overflow: hidden; }
 .bar i { display: block; height: 100%; }
-.t-train { background: #0072B2; } .t-compile { background: #E69F00; } .t-rest { background: #999; }
 .chip { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
   margin: 0 5px 0 12px; }
 .stages .group th { background: var(--zebra); padding-top: 9px; overflow-wrap: anywhere;

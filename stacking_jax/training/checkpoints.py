@@ -8,16 +8,18 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from stacking_jax.console import warn
+from stacking_jax.console import say, warn
 from stacking_jax.errors import UserError
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.models import LAYOUT
+from stacking_jax.training import consensus, manifest
 from stacking_jax.training.state import TrainState
 
 CHUNK_BYTES = 4 << 20
@@ -31,16 +33,21 @@ class Checkpoints:
 
     A checkpoint holds the state as nested dicts and a JSON object beside it
     (step, stage, depth, plan, history of depth maps, configuration, counters).
-    It appears under its step's number whole or not at all.
+    It appears under its step's number whole or not at all; then, in the background, a
+    manifest of its files is put into it, against which it is checked before it is read.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 1, *, read_only: bool = False):
+    def __init__(
+        self, directory: str | Path, keep: int = 1, *, read_only: bool = False,
+        digests: bool = True,
+    ):
         """Opens or creates the folder.
 
         Args:
           directory: of the checkpoints alone.
           keep: how many are kept, the newest ones.
           read_only: touch nothing; another process may be training here.
+          digests: write and check the digest of every file, or only its size.
         """
         import orbax.checkpoint as ocp
 
@@ -61,6 +68,8 @@ class Checkpoints:
             item_names=("state", "meta"),
         )
         self._last_begun: int | None = None
+        self._digests, self._read_only = digests, read_only
+        self._sealing: _Sealing | None = None
 
     def save(self, state: TrainState, meta: dict) -> None:
         """Starts to save; returns when the values are out of the state's buffers.
@@ -83,6 +92,7 @@ class Checkpoints:
                 ),
                 force=True,
             )
+        self._sealing = _Sealing(self._manager, self.directory / str(step), self._digests)
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -93,6 +103,7 @@ class Checkpoints:
         with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._seal()
 
     def close(self) -> None:
         """Waits, then lets go of the folder.
@@ -102,6 +113,7 @@ class Checkpoints:
         """
         with self._saving():
             self._manager.close()
+            self._seal()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, oldest first."""
@@ -128,22 +140,39 @@ class Checkpoints:
         Returns:
           The state and its metadata, or None where there is no checkpoint.
         """
-        steps = self.steps()
+        steps = consensus.from_first(self.steps())
         for step in reversed(steps):
-            try:
-                meta = self.read_meta(step)
-                return self.restore(step, abstract(int(meta["depth"]))), meta
-            except Exception as error:  # noqa: BLE001  any kind of damage ends here
-                if _is_out_of_memory(error):
-                    raise
-                older = [other for other in steps if other < step]
-                moved = self._move_aside(step)
-                warn(
-                    f"checkpoint {step} cannot be read ({_first_line(error)}); it was moved to "
-                    f"{moved}; going on from "
-                    + (f"checkpoint {older[-1]}" if older else "the beginning")
-                )
+            state, meta, problem = None, None, self._problem(step, put_back_mark=True)
+            if problem is None:
+                try:
+                    meta = self.read_meta(step)
+                    state = self.restore(step, abstract(int(meta["depth"])))
+                except Exception as error:  # noqa: BLE001  any kind of damage ends here
+                    if _is_out_of_memory(error):
+                        raise
+                    problem = _first_line(error)
+                problem = _first(consensus.every(problem))
+            if problem is None:
+                return state, meta
+            older = [other for other in steps if other < step]
+            moved = self._move_aside(step)
+            warn(
+                f"checkpoint {step} cannot be read ({problem}); it was moved to "
+                f"{moved}; going on from "
+                + (f"checkpoint {older[-1]}" if older else "the beginning")
+            )
         return None
+
+    def verify(self, step: int) -> None:
+        """Holds one checkpoint against its manifest.
+
+        Raises:
+          UserError: if a file is not as it was written, or nothing says that the
+            checkpoint was ever finished.
+        """
+        problem = self._problem(step)
+        if problem is not None:
+            raise self._unreadable(step, problem)
 
     def read_meta(self, step: int) -> dict:
         """The metadata of one checkpoint."""
@@ -170,6 +199,7 @@ class Checkpoints:
         Raises:
           UserError: if the checkpoint cannot be read.
         """
+        self.verify(step)
         try:
             item = {"params": abstract(int(self.read_meta(step)["depth"]))}
             with self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler()) as reader:
@@ -184,11 +214,60 @@ class Checkpoints:
         except Exception as error:
             if isinstance(error, UserError) or _is_out_of_memory(error):
                 raise
-            raise UserError(
-                f"checkpoint {step} of {self.directory} cannot be read ({_first_line(error)}); "
-                f"there are checkpoints of {', '.join(map(str, self.steps()))}"
-            ) from error
+            raise self._unreadable(step, _first_line(error)) from error
         return restored["params"]
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: of a way that the run does not go."""
+        self.wait()
+        step = consensus.from_first(step)
+        for later in consensus.from_first([s for s in self.steps() if s > step]):
+            self._manager.delete(later)
+
+    def _problem(self, step: int, put_back_mark: bool = False) -> str | None:
+        """What is wrong with a checkpoint, as far as its manifest and Orbax's marks say.
+
+        Every process looks at its part of the files, and all get the same answer.
+        """
+        folder = self.directory / str(step)
+        verdict = manifest.check(
+            folder, jax.process_index(), jax.process_count(), digests=self._digests
+        )
+        problem = _first(consensus.every(verdict.problem))
+        if problem is not None:
+            return problem
+        if not consensus.from_first(verdict.complete):
+            if not consensus.from_first(manifest.committed(folder)):
+                return "neither a manifest nor a mark of Orbax's says that it was finished"
+            if jax.process_index() == 0 and not self._read_only:
+                say(
+                    f"checkpoint {step} has no whole manifest (an older version wrote it, or the "
+                    "run was killed just then); it is read on Orbax's word alone"
+                )
+        elif put_back_mark:
+            if jax.process_index() == 0:
+                manifest.put_back_mark(folder)
+            consensus.from_first(None)  # Nobody reads on before it is there.
+        return None
+
+    def _unreadable(self, step: int, problem: str) -> UserError:
+        return UserError(
+            f"checkpoint {step} of {self.directory} cannot be read ({problem}); "
+            f"there are checkpoints of {', '.join(map(str, self.steps()))}"
+        )
+
+    def _seal(self) -> None:
+        """Waits for the manifest of the newest checkpoint."""
+        sealing, self._sealing = self._sealing, None
+        if sealing is None:
+            return
+        sealing.join()
+        if sealing.error is not None:
+            raise UserError(
+                f"checkpoint {self._last_begun} is whole, but its manifest could not be written "
+                f"to {self.directory}: {_first_line(sealing.error)}; make room and run the same "
+                "command again"
+            ) from sealing.error
 
     def _move_aside(self, step: int) -> Path:
         aside = self.directory.parent / "damaged_checkpoints"
@@ -198,6 +277,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(target)
+        target = Path(consensus.from_first(str(target)))
         self._manager.reload()
         return target
 
@@ -227,6 +307,34 @@ class Checkpoints:
             ) from error
 
 
+class _Sealing(threading.Thread):
+    """Puts the manifest into a checkpoint, once Orbax has finished it.
+
+    Attributes:
+      error: why the manifest could not be written, or None. What Orbax could not write
+        it says itself, to those who wait for it.
+    """
+
+    def __init__(self, manager: Any, folder: Path, digests: bool):
+        super().__init__(name="manifest", daemon=True)
+        self._manager, self._folder, self._with_digests = manager, folder, digests
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception:  # noqa: BLE001
+            return
+        try:
+            manifest.write(
+                self._folder, jax.process_index(), jax.process_count(),
+                digests=self._with_digests,
+            )
+        except Exception as error:  # noqa: BLE001  raised where it is waited for
+            self.error = error
+
+
 def storage(tree: Any) -> Any:
     """How Orbax is to store each array of a state: one layer to a chunk, or less.
 
@@ -243,7 +351,13 @@ def storage(tree: Any) -> Any:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _first(problems: list[str | None]) -> str | None:
+    """The problem of the first process that has one."""
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _first_line(error: Exception) -> str:

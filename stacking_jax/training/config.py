@@ -13,6 +13,7 @@ from stacking_jax.models import DecoderConfig
 from stacking_jax.training.growth_config import GrowthConfig
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
+from stacking_jax.training.spike_config import SpikeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,10 @@ class TrainConfig:
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: steps between checkpoints; 0: at the end only.
       keep_checkpoints: how many are kept, the newest ones.
+      checkpoint_digests: note the SHA-256 of every file of a checkpoint and check it
+        before reading; False: sizes alone.
       on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
+      spikes: what to do about gradients that are finite, but far too large.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
     """
@@ -160,7 +164,9 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    checkpoint_digests: bool = True
     on_nan: str = "stop"
+    spikes: SpikeConfig = SpikeConfig()
     compilation_cache: str | None = None
 
     def __post_init__(self):
@@ -170,6 +176,11 @@ class TrainConfig:
             check_whole(f"TrainConfig.{name}", getattr(self, name), least=0)
         if self.eval_batches is not None:
             check_whole("TrainConfig.eval_batches", self.eval_batches, least=1)
+        if not isinstance(self.checkpoint_digests, bool):
+            raise UserError(
+                "TrainConfig.checkpoint_digests is True or False; "
+                f"got {self.checkpoint_digests!r}"
+            )
         check_not_negative("TrainConfig.z_loss", self.z_loss)
         if self.batch_size % self.microbatches:
             raise UserError(
@@ -177,6 +188,11 @@ class TrainConfig:
             )
         if self.on_nan not in ("stop", "skip"):
             raise UserError(f"TrainConfig.on_nan is 'stop' or 'skip'; got {self.on_nan!r}")
+        if self.spikes.action == "rewind" and not self.checkpoint_every:
+            raise UserError(
+                "SpikeConfig.action = 'rewind' goes back to a checkpoint: bind "
+                "TrainConfig.checkpoint_every to a number of steps"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -199,7 +215,8 @@ class TrainConfig:
 # watched, and no number that comes out of it.
 OPERATIONAL = (
     "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "compilation_cache", "data.cache_dir", "evaluate_tasks", "evaluate_every", "evaluation",
+    "checkpoint_digests", "compilation_cache", "data.cache_dir", "evaluate_tasks",
+    "evaluate_every", "evaluation", "spikes.limit", "spikes.limit_steps",
 )
 
 

@@ -42,7 +42,9 @@ def sample_from_run(
     tokenizer = open_tokenizer(config.data)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir} holds no checkpoint yet")
-    checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", read_only=True, digests=config.checkpoint_digests
+    )
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{run_dir} holds no checkpoint yet")

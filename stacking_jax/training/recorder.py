@@ -10,6 +10,7 @@ import jax
 from stacking_jax.console import warn
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan
+from stacking_jax.training.spikes import SpikeWatch
 from stacking_jax.training.telemetry import Clock, MetricsLog, human
 
 _SKIPS_IN_A_ROW = 20
@@ -47,10 +48,11 @@ class Recorder:
 
     def __init__(
         self, plan: Plan, counters: Counters, clock: Clock, log: MetricsLog | None, *,
-        flops_at: Any, log_every: int, on_nan: str,
+        flops_at: Any, log_every: int, on_nan: str, spikes: SpikeWatch | None = None,
     ):
         self.plan, self.counters, self.clock, self._log = plan, counters, clock, log
         self._flops_at, self._log_every, self._on_nan = flops_at, log_every, on_nan
+        self._spikes = spikes
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._skipped_in_a_row = 0
         self.last_good_checkpoint: int | None = None
@@ -75,7 +77,10 @@ class Recorder:
         stage["steps"] += 1
         stage["tokens"] += int(values["tokens"])
         self.counters.tokens += int(values["tokens"])
-        if not values["skipped"]:
+        if values.get("spike"):
+            norm, median = values["grad_norm"], values["median_grad_norm"]
+            self.event("spike", step, loss=values["loss"], **self._spikes.seen(step, norm, median))
+        elif not values["skipped"]:
             self.counters.train_loss = values["loss"]
         if step % self._log_every == 0 or step == self.plan.total_steps:
             self._write_row(step, number, values)

@@ -26,11 +26,13 @@ class TrainState:
       step: int32 scalar, updates done over all stages.
       params: nested dicts of float32 arrays.
       opt_state: the optimiser's state.
+      spikes: the window of gradient norms, see `spikes.judge`; None without a policy.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    spikes: Any = None
 
 
 def model_graph(config: DecoderConfig) -> Any:

@@ -17,6 +17,8 @@ from stacking_jax.models.losses import (
     inputs_from_targets,
     prompt_inputs,
 )
+from stacking_jax.training.spike_config import SpikeConfig
+from stacking_jax.training.spikes import judge
 from stacking_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -32,6 +34,7 @@ def make_train_step(
     z_loss: float = 0.0,
     microbatches: int = 1,
     skip_nonfinite: bool = False,
+    spikes: SpikeConfig = SpikeConfig(),
     gates: Callable[[jax.Array], jax.Array] | None = None,
     constrain: Constrain = unconstrained,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -45,6 +48,8 @@ def make_train_step(
       z_loss: weight of log²(Z).
       microbatches: parts of a batch that are computed one after the other.
       skip_nonfinite: leave the state as it is when loss or gradient is not finite.
+      spikes: the policy for gradients that are far too large; with one, a state has a
+        window, see `spikes.with_window`.
       gates: from the number of updates done to the layers' gates, float32 `[depth]`; see
         `growth.run_stack`.
       constrain: places activations on the mesh.
@@ -52,7 +57,8 @@ def make_train_step(
     The batch holds `tokens`, `segment_ids` and `positions`, int32 `[B, L]`, and
     `prefix` where the data have prompts, which carry no loss. The metrics are
     scalars: `loss` (cross-entropy alone, nats per token), `grad_norm` (before
-    clipping), `learning_rate`, `tokens` (that carried loss), `skipped`.
+    clipping), `learning_rate`, `tokens` (that carried loss), `skipped`; and with a policy
+    `spike` and `median_grad_norm`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -76,9 +82,13 @@ def make_train_step(
 
         loss = cross / jnp.maximum(tokens, 1)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        if skip_nonfinite:
+        good, window = finite if skip_nonfinite else None, state.spikes
+        if spikes.action is not None:
+            spike, median, window = judge(spikes, window, grad_norm)
+            good = ~spike if good is None else good & ~spike
+        if good is not None:
             # A select and not a `cond`: a `cond` would copy the whole state.
-            keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+            keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
             params = jax.tree.map(keep, params, state.params)
             opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         metrics = {
@@ -88,7 +98,9 @@ def make_train_step(
             "tokens": tokens,
             "skipped": jnp.where(finite, 0, 1),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        if spikes.action is not None:
+            metrics |= {"spike": spike, "median_grad_norm": median}
+        return TrainState(state.step + 1, params, opt_state, window), metrics
 
     return train_step
 

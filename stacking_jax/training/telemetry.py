@@ -20,14 +20,18 @@ class Clock:
 
     Attributes:
       seconds: category -> seconds, over this process and the ones before it.
+      began_unix_time: when this process began to count.
     """
 
-    CATEGORIES = ("init", "compile", "data", "step", "grow", "evaluate", "checkpoint")
+    CATEGORIES = (
+        "init", "restore", "compile", "data", "step", "grow", "evaluate", "checkpoint"
+    )
 
     def __init__(self, before: dict[str, float] | None = None):
         self.seconds = dict.fromkeys(self.CATEGORIES, 0.0) | (before or {})
         self._stack = ["init"]
         self._since = time.monotonic()
+        self.began_unix_time = time.time()
 
     def _settle(self) -> None:
         now = time.monotonic()

@@ -21,10 +21,11 @@ from stacking_jax.data.records import BATCH_KEYS
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan, Stage
 from stacking_jax.models import LAYOUT
-from stacking_jax.training import run_directory, sharding
+from stacking_jax.training import run_directory, sharding, spikes
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.goodput import Goodput
 from stacking_jax.training.growing import check_growths, growth_program, ramp_of
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.optimizers import optimizer as make_optimizer
@@ -81,6 +82,19 @@ def train(
       Stopped: after SIGTERM, SIGINT or `stop_at`, with a checkpoint saved.
       UserError: for anything that the user can put right.
     """
+    rewind = None
+    while True:  # Once, but for loss spikes.
+        try:
+            return _train(config, run_dir, gin_text, stop_at, rewind)
+        except spikes.Rewind as found:
+            rewind = found
+
+
+def _train(
+    config: TrainConfig, run_dir: str | Path, gin_text: str | None, stop_at: int | None,
+    rewind: spikes.Rewind | None,
+) -> dict:
+    """`train`, or the part of it until a loss spike; `rewind` is the one before."""
     clock = Clock()
     run_dir = Path(run_dir).absolute()
     if stop_at is not None and stop_at < 1:
@@ -113,7 +127,8 @@ def train(
 
     @functools.cache  # Every depth is asked for several times, and traced once.
     def shapes(depth: int) -> TrainState:
-        return abstract_state(config.model, optimizer, depth, mesh)
+        abstract = abstract_state(config.model, optimizer, depth, mesh)
+        return spikes.with_window(abstract, config.spikes, mesh)
 
     def flops_at(step: int) -> float:
         """Cumulative model FLOPs after `step` updates, padding included."""
@@ -135,8 +150,14 @@ def train(
     run_directory.prepare(run_dir, config, cache.manifest.digest, gin_text, about)
 
     # ---- Go on, or begin -------------------------------------------------------------
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
-    with clock.section("checkpoint"):
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", config.keep_checkpoints, digests=config.checkpoint_digests
+    )
+    with clock.section("restore"):
+        if rewind is not None:
+            checkpoints.drop_after(
+                spikes.rewind_target(rewind.step, config.checkpoint_every, checkpoints.steps())
+            )
         restored = checkpoints.restore_latest(shapes)
     resumed = restored is not None
     if resumed:
@@ -155,18 +176,32 @@ def train(
         say(f"going on from checkpoint {first_step} of {run_dir} ({depth} layers)")
     else:
         counters, history, depth, first_step = Counters.of(plan), [], plan.stages[0].depth, 0
-        scores = None
-        state = sharded_initial_state(config.model, optimizer, config.seed, shapes(depth))
+        scores, meta = None, {}
+        abstract = spikes.without_window(shapes(depth))
+        state = sharded_initial_state(config.model, optimizer, config.seed, abstract)
+    if not resumed or spikes.grown_on_disk(history, first_step):
+        state = spikes.empty_window(state, shapes(depth))
+    history, skipped_batches = spikes.taken_up(
+        rewind, first_step, history, meta.get("skipped_batches", 0)
+    )
     main_process = jax.process_index() == 0
     resume_step = first_step if resumed else None
+    goodput = Goodput(run_dir, clock, writes=main_process)
+    lost = goodput.begin(first_step, meta.get("seconds", {}))
+    goodput.write(first_step, counters.stages)
     log = MetricsLog(run_dir, resume_step) if main_process else None
     recorder = Recorder(
         plan, counters, clock, log,
         flops_at=flops_at, log_every=config.log_every, on_nan=config.on_nan,
+        spikes=spikes.SpikeWatch(config.spikes, history, skipped_batches),
     )
     recorder.last_good_checkpoint = resume_step
     if resumed:
-        recorder.event("resume", first_step, depth=depth)
+        recorder.event("resume", first_step, depth=depth, **lost)
+    if rewind is not None:
+        recorder.event(
+            "rewind", first_step, from_step=rewind.step, skipped_batches=skipped_batches
+        )
 
     def save(step: int) -> None:
         with clock.section("checkpoint"):
@@ -181,18 +216,21 @@ def train(
                     } for s in plan.stages],
                     "config": config.to_dict(), "counters": dataclasses.asdict(counters),
                     "scores": scores, "seconds": clock.read(),
+                    "skipped_batches": skipped_batches,
                 },
             )
         recorder.last_good_checkpoint = step
+        goodput.write(step, counters.stages)
 
     # ---- The loop over stages and steps ----------------------------------------------
     rows = sharding.local_rows(config.batch_size, mesh)
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
+        contextlib.closing(goodput),
         contextlib.closing(checkpoints),
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
         _stop_signals() as stop_signal,
-        contextlib.closing(data.iterate(first_step, rows)) as batches,
+        contextlib.closing(data.iterate(first_step + skipped_batches, rows)) as batches,
     ):
         if stop_at is not None and stop_at <= first_step < plan.total_steps:
             raise Stopped(first_step, None)
@@ -207,7 +245,7 @@ def train(
                         config.model, config.growth, optimizer, stage, shapes(stage.depth),
                         seed=config.seed,
                     )
-                    state = grow(state)
+                    state = spikes.empty_window(grow(state), shapes(stage.depth))
                     jax.block_until_ready(state)
                     grow_seconds = clock.wall - began
                 record = {
@@ -227,6 +265,7 @@ def train(
                 )
                 compile_seconds = clock.wall - began
             counters.stages[number]["compile_seconds"] += compile_seconds
+            goodput.write(max(stage.start, first_step), counters.stages)
             if record is not None:
                 recorder.event(
                     "grow", stage.start, **record, seconds=grow_seconds,
@@ -283,6 +322,7 @@ def train(
 
     # ---- The end: `scores` are those of the last step, in its checkpoint too -----------
     summary = about | summarise(config, state, recorder, scores)
+    summary["goodput"] = goodput.write(plan.total_steps, counters.stages)
     if main_process:
         write_json(run_dir / "summary.json", summary)
     return summary
@@ -316,6 +356,7 @@ def compile_stage(
         z_loss=config.z_loss,
         microbatches=config.microbatches,
         skip_nonfinite=config.on_nan == "skip",
+        spikes=config.spikes,
         gates=ramp,
         constrain=constrain,
     )

@@ -186,6 +186,95 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     checkpoints.close()
 
 
+def drop_marks(checkpoint: Path) -> None:
+    for path in [*checkpoint.rglob("commit_success.txt"), checkpoint / "_CHECKPOINT_METADATA"]:
+        path.unlink()
+
+
+def drop_manifest(checkpoint: Path) -> None:
+    (checkpoint / "digests.process_0.json").unlink()
+
+
+def flip_one(checkpoint: Path) -> None:
+    """One bit of the largest file, where Orbax has no checksum of its own to notice."""
+    largest = max(array_files(checkpoint), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 3] ^= 1
+    largest.write_bytes(data)
+
+
+def unneeded(checkpoint: Path) -> None:
+    """A file that Orbax would not miss: it restores without."""
+    os.truncate(checkpoint / "state/ocdbt.process_0/manifest.ocdbt", 0)
+
+
+# What the manifest alone can see, and how the warning puts it.
+UNSEEN = {
+    "one bit": (flip_one, "has changed: its digest differs"),
+    "an empty file": (unneeded, "manifest.ocdbt has 0 bytes instead of"),
+    "a file less": (
+        lambda checkpoint: (checkpoint / "state/array_metadatas/process_0").unlink(),
+        "state/array_metadatas/process_0 is missing",
+    ),
+    "the manifest cut": (
+        lambda checkpoint: os.truncate(checkpoint / "digests.process_0.json", 99),
+        "in its manifest",
+    ),
+    "neither marks nor manifest": (
+        lambda checkpoint: (drop_marks(checkpoint), drop_manifest(checkpoint)),
+        "neither a manifest nor a mark of Orbax's says that it was finished",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", UNSEEN)
+def test_a_run_is_bit_equal_after_damage_that_orbax_does_not_see(
+    damage, stopped_copy, config, reference, read_summary, read_rows, capsys
+):
+    do, words = UNSEEN[damage]
+    do(stopped_copy / "checkpoints/6")
+    summary = train(config, stopped_copy)
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "warning: checkpoint 6 cannot be read (" in warning and words in warning
+    assert warning.endswith("going on from checkpoint 4")
+    assert summary["params_digest"] == read_summary(reference)["params_digest"]
+    assert losses(read_rows, stopped_copy) == losses(read_rows, reference)
+
+
+def test_a_copy_without_marks_is_whole_if_its_manifest_says_so(stopped_copy, shapes, capsys):
+    before = Checkpoints(stopped_copy / "checkpoints", read_only=True).restore(6, shapes(4))
+    drop_marks(stopped_copy / "checkpoints/6")
+    checkpoints = Checkpoints(stopped_copy / "checkpoints", keep=3)
+    state, meta = checkpoints.restore_latest(shapes)
+    checkpoints.close()
+    assert meta["step"] == 6 and capsys.readouterr().err == ""
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, before))
+    # Orbax needs it on gs://.
+    assert (stopped_copy / "checkpoints/6/commit_success.txt").exists()
+
+
+def test_a_checkpoint_of_an_older_version_is_read_on_orbax_s_word(stopped_copy, shapes, capsys):
+    drop_manifest(stopped_copy / "checkpoints/6")
+    checkpoints = Checkpoints(stopped_copy / "checkpoints", keep=3)
+    assert checkpoints.restore_latest(shapes)[1]["step"] == 6
+    checkpoints.close()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoint 6 has no whole manifest (an older version wrote it")
+
+
+def test_whoever_reads_parameters_is_told(stopped_copy, config, shapes):
+    flip_one(stopped_copy / "checkpoints/4")
+    params = lambda depth: shapes(depth).params  # noqa: E731
+    reader = Checkpoints(stopped_copy / "checkpoints", read_only=True)
+    with pytest.raises(UserError, match="checkpoint 4 of .*/checkpoints cannot be read") as caught:
+        reader.restore_params(4, params)
+    assert "digest differs); there are checkpoints of 2, 4, 6" in str(caught.value)
+    # Sizes are as they were, and Orbax notices nothing.
+    unhashed = Checkpoints(stopped_copy / "checkpoints", read_only=True, digests=False)
+    unhashed.verify(4)
+    reader.restore_params(6, params)
+
+
 def test_a_second_damaged_checkpoint_of_a_step_is_put_beside_the_first(
     stopped_copy, shapes, capsys
 ):

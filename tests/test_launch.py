@@ -210,7 +210,9 @@ SENT = {
 NASTY = st.one_of(
     st.text(alphabet=" '\"$!*\\`\n\t~#&|;<>(){}[]?=%^-a1é", max_size=12),
     st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
-    st.sampled_from(["$(HOME)", "$$", "!!", "\\n", "'\\''", "\n'", "a\n!1", "$'x'", '"a b"', "\x7f"]),
+    st.sampled_from(
+        ["$(HOME)", "$$", "!!", "\\n", "'\\''", "\n'", "a\n!1", "$'x'", '"a b"', "\x7f"]
+    ),
 )
 
 

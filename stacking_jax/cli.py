@@ -207,14 +207,18 @@ def _gin_arguments(parser: argparse.ArgumentParser, required: bool = True) -> No
 def _gin_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gin_import", action="append", default=[], metavar="MODULE",
-        help="import a module of yours first: one that registers seqio tasks (repeatable)",
+        help="import a module of yours first, one that registers seqio tasks say; .gin files may "
+        "import it too (repeatable)",
     )
 
 
 def _configure(arguments):
     from stacking_jax import configurables, gin_config
 
-    gin_config.load(arguments.gin_file, arguments.bindings, configurables.register)
+    gin_config.load(
+        arguments.gin_file, arguments.bindings, configurables.register,
+        imports=arguments.gin_import,
+    )
     return configurables.configured()
 
 

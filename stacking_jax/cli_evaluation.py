@@ -50,7 +50,9 @@ def _evaluate(arguments) -> int:
     from stacking_jax.evaluation.config import EvaluationConfig
 
     files = ["gin/evaluation.gin", *arguments.gin_file]
-    gin_config.load(files, arguments.bindings, configurables.register)
+    gin_config.load(
+        files, arguments.bindings, configurables.register, imports=arguments.gin_import
+    )
     given = {name: getattr(arguments, name) for name in ("shots", "limit", "seed")}
     settings = dataclasses.replace(
         configurables.configured(EvaluationConfig),
@@ -73,7 +75,9 @@ def _finetune(arguments) -> int:
     from stacking_jax.evaluation.finetune_config import FinetuneConfig
 
     files = arguments.gin_file or ["gin/finetune/primitives.gin"]
-    gin_config.load(files, arguments.bindings, configurables.register)
+    gin_config.load(
+        files, arguments.bindings, configurables.register, imports=arguments.gin_import
+    )
     config = configurables.configured(FinetuneConfig)
     if arguments.task is not None:
         config = dataclasses.replace(config, tasks=arguments.task)

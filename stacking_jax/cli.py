@@ -247,13 +247,12 @@ def _train(arguments) -> int:
 
 def _recorded(arguments):
     """The configuration of the run that lies in the run directory."""
-    from pathlib import Path
-
+    from stacking_jax.paths import open_path
     from stacking_jax.training.run_directory import read_config
 
     if arguments.bindings:
         raise UserError("--gin bindings change a configuration; name it with --gin_file")
-    if not (Path(arguments.run_dir) / "config.json").exists():
+    if not (open_path(arguments.run_dir) / "config.json").exists():
         raise UserError(
             f"{arguments.run_dir} holds no run to go on with; name its configuration with "
             "--gin_file"

@@ -43,11 +43,11 @@ def add_commands(command: Callable, gin_arguments: Callable) -> None:
 
 def _evaluate(arguments) -> int:
     import dataclasses
-    from pathlib import Path
 
     from stacking_jax import configurables, gin_config
     from stacking_jax.evaluation.command import evaluate_run, show
     from stacking_jax.evaluation.config import EvaluationConfig
+    from stacking_jax.paths import open_path
 
     files = ["gin/evaluation.gin", *arguments.gin_file]
     gin_config.load(
@@ -58,7 +58,7 @@ def _evaluate(arguments) -> int:
         configurables.configured(EvaluationConfig),
         **{name: value for name, value in given.items() if value is not None},
     )
-    out = arguments.out or Path(arguments.run_dir) / "evaluations"
+    out = arguments.out or open_path(arguments.run_dir) / "evaluations"
     found = evaluate_run(
         arguments.run_dir, arguments.tasks, settings, step=arguments.step,
         all_steps=arguments.all_steps, out=out,

@@ -18,6 +18,7 @@ from stacking_jax.console import warn
 from stacking_jax.errors import UserError
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.models import LAYOUT
+from stacking_jax.paths import make_folder, open_path
 from stacking_jax.training.state import TrainState
 
 CHUNK_BYTES = 4 << 20
@@ -46,7 +47,7 @@ class Checkpoints:
 
         _print_no_tracebacks()
         self._ocp = ocp
-        self.directory = Path(directory).absolute()
+        self.directory = open_path(directory)
         if not read_only:
             self._warn_of_unfinished()
         self._manager = ocp.CheckpointManager(
@@ -196,7 +197,7 @@ class Checkpoints:
         while target.exists():
             target = target.with_name(target.name + "_")
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
+            make_folder(aside)
             (self.directory / str(step)).rename(target)
         self._manager.reload()
         return target

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command, and again while it ends in a way that the same command goes on from: preempted
-# (143), a lost peer (134), killed (137). Ends with its exit code otherwise, and after a signal
+# (143), a lost peer (134), killed (137), stuck (75). Ends with its exit code otherwise, and after a signal
 # to this script itself, which is handed on.
 #
 #   bash launch/again.sh [--limit 100] [--pause 30] stacking-jax train --gin_file ... --run_dir ...

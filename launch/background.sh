@@ -3,7 +3,8 @@
 # log, process id and exit code lie in build/launch.
 #
 #   bash launch/background.sh start stacking-jax train ...   # again where it goes on: see again.sh
-#   bash launch/background.sh follow     # prints the log to the end of the run; its exit code
+#   bash launch/background.sh follow     # prints the log to the end of the run; its exit code, or
+#                                        # 3: not started, or the machine itself was
 #   bash launch/background.sh stop       # SIGTERM: the run saves and ends
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -27,14 +28,17 @@ case "${1:-}" in
     until [[ -s "$pid" ]]; do sleep 0.1; done
     ;;
   follow)
-    [[ -s "$pid" ]] || fail "nothing was started here"
+    if [[ ! -s "$pid" ]]; then
+      echo "nothing was started here" >&2
+      exit 3
+    fi
     tail -n +1 --pid="$(<"$pid")" -F "$log" 2>/dev/null
     # The code comes right after the end, and never if the machine was restarted meanwhile.
     for _ in {1..50}; do
       [[ ! -s "$code" ]] || exit "$(<"$code")"
       sleep 0.1
     done
-    exit 1
+    exit 3
     ;;
   stop)
     ! alive || kill "$(<"$pid")"

@@ -159,6 +159,8 @@ resume() {
     logs || code=$?
     case "$code" in
       0 | 2 | 130) exit "$code" ;;
+      # Workers on which it runs refuse.
+      3) start "$@" || true ;;
     esac
     echo "the run, or the connection to it, ended with code $code; looking again in $pause s" >&2
     sleep "$pause"

@@ -282,6 +282,22 @@ def test_resume_stops_where_the_user_must_put_something_right(running):
     running.run("tpu_vm.sh", "resume", *TPU, *TRAIN, code=2)
 
 
+def test_resume_starts_what_a_restart_of_the_machine_has_ended(running):
+    """A run that has left no exit code; on the other worker one goes on, and is left alone."""
+    running.run("tpu_vm.sh", "run", *TPU, *TRAIN)
+    running.run("tpu_vm.sh", "logs", *TPU)
+    follow(running, 1)
+    running.noted()
+    homes = sorted(running.folder.glob("nodes/mine/*/stacking_jax"))
+    (homes[0] / "build/launch/code").unlink()
+    alive = subprocess.Popen(["sleep", "600"])
+    (homes[1] / "build/launch/pid").write_text(str(alive.pid))
+    said = running.run("tpu_vm.sh", "resume", *TPU, "--pause", "0", *TRAIN)
+    alive.kill()
+    assert "a run is under way here" in said
+    assert len(running.noted()) == 1
+
+
 @pytest.mark.parametrize("code, requeued", [(0, False), (2, False), (143, True), (134, True)])
 def test_slurm_queues_a_job_again_where_it_goes_on(cloud, code, requeued):
     (cloud.checkout / ".venv/bin/codes").write_text(str(code))

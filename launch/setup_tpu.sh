@@ -14,4 +14,4 @@ if [[ -z "$python" ]]; then
   "$uv" python install --quiet 3.12
   python=$("$uv" python find 3.12)
 fi
-PYTHON="$python" LISTS="train tpu gcs" exec bash launch/setup.sh
+PYTHON="$python" LISTS="train tpu_vm gcs" exec bash launch/setup.sh

@@ -200,7 +200,7 @@ def running(tmp_path_factory):
     for action in ("create", "wait", "copy"):
         cloud.run("tpu_vm.sh", action, *TPU)
     said = cloud.run("tpu_vm.sh", "install", *TPU)
-    assert "train.txt" in said and "tpu.txt" in said and "data.txt" not in said
+    assert "train.txt" in said and "tpu_vm.txt" in said and "data.txt" not in said
     return cloud
 
 

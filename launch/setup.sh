@@ -4,6 +4,7 @@
 #
 #   bash launch/setup.sh
 #   PYTHON=/path/to/python3.12 bash launch/setup.sh     # a Python of your choice for a new .venv
+#   LISTS="train cuda" bash launch/setup.sh             # these lists of requirements/ alone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -53,7 +54,10 @@ elif ! supported_version "$python" >/dev/null; then
 fi
 "$python" -m pip --version >/dev/null 2>&1 || fail "$venv has no pip; run: $python -m ensurepip"
 
-lists=(requirements/train.txt requirements/data.txt requirements/dev.txt)
+lists=()
+for list in ${LISTS:-train data dev}; do
+  lists+=("requirements/$list.txt")
+done
 # Done already? The stamp says for which lists, Python and checkout.
 stamp="$venv/stacking_jax-setup"
 state=$("$python" - "${lists[@]}" setup.py pyproject.toml launch/setup.sh <<'END'

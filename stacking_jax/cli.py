@@ -207,14 +207,18 @@ def _gin_arguments(parser: argparse.ArgumentParser, required: bool = True) -> No
 def _gin_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gin_import", action="append", default=[], metavar="MODULE",
-        help="import a module of yours first: one that registers seqio tasks (repeatable)",
+        help="import a module of yours first, one that registers seqio tasks say; .gin files may "
+        "import it too (repeatable)",
     )
 
 
 def _configure(arguments):
     from stacking_jax import configurables, gin_config
 
-    gin_config.load(arguments.gin_file, arguments.bindings, configurables.register)
+    gin_config.load(
+        arguments.gin_file, arguments.bindings, configurables.register,
+        imports=arguments.gin_import,
+    )
     return configurables.configured()
 
 
@@ -243,13 +247,12 @@ def _train(arguments) -> int:
 
 def _recorded(arguments):
     """The configuration of the run that lies in the run directory."""
-    from pathlib import Path
-
+    from stacking_jax.paths import open_path
     from stacking_jax.training.run_directory import read_config
 
     if arguments.bindings:
         raise UserError("--gin bindings change a configuration; name it with --gin_file")
-    if not (Path(arguments.run_dir) / "config.json").exists():
+    if not (open_path(arguments.run_dir) / "config.json").exists():
         raise UserError(
             f"{arguments.run_dir} holds no run to go on with; name its configuration with "
             "--gin_file"

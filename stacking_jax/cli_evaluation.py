@@ -43,20 +43,22 @@ def add_commands(command: Callable, gin_arguments: Callable) -> None:
 
 def _evaluate(arguments) -> int:
     import dataclasses
-    from pathlib import Path
 
     from stacking_jax import configurables, gin_config
     from stacking_jax.evaluation.command import evaluate_run, show
     from stacking_jax.evaluation.config import EvaluationConfig
+    from stacking_jax.paths import open_path
 
     files = ["gin/evaluation.gin", *arguments.gin_file]
-    gin_config.load(files, arguments.bindings, configurables.register)
+    gin_config.load(
+        files, arguments.bindings, configurables.register, imports=arguments.gin_import
+    )
     given = {name: getattr(arguments, name) for name in ("shots", "limit", "seed")}
     settings = dataclasses.replace(
         configurables.configured(EvaluationConfig),
         **{name: value for name, value in given.items() if value is not None},
     )
-    out = arguments.out or Path(arguments.run_dir) / "evaluations"
+    out = arguments.out or open_path(arguments.run_dir) / "evaluations"
     found = evaluate_run(
         arguments.run_dir, arguments.tasks, settings, step=arguments.step,
         all_steps=arguments.all_steps, out=out,
@@ -73,7 +75,9 @@ def _finetune(arguments) -> int:
     from stacking_jax.evaluation.finetune_config import FinetuneConfig
 
     files = arguments.gin_file or ["gin/finetune/primitives.gin"]
-    gin_config.load(files, arguments.bindings, configurables.register)
+    gin_config.load(
+        files, arguments.bindings, configurables.register, imports=arguments.gin_import
+    )
     config = configurables.configured(FinetuneConfig)
     if arguments.task is not None:
         config = dataclasses.replace(config, tasks=arguments.task)

@@ -5,7 +5,8 @@ and says nothing. Here the files are parsed with gin's own parser into a table f
 in it is checked, and only what reaches a configurable is bound. All errors are `UserError`s of
 one line that name the file and line, or the flag, and the nearest names that exist.
 
-A .gin file is code (`import module` in it imports): read only files you would run.
+A .gin file is code: `import module` in it imports. It may import this package, and what the
+caller of `load` names (`--gin_import`); still, read only files you would run.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def load(
     bindings: Sequence[str] = (),
     register: Callable[[], object] | None = None,
     scopes: Sequence[str] = (),
+    imports: Sequence[str] = (),
 ) -> LoadedConfig:
     """Configures gin from files, then bindings; later ones override earlier ones.
 
@@ -70,10 +72,12 @@ def load(
       bindings: 'NAME=VALUE' in gin syntax; NAME is a macro or '[scope/]configurable.parameter'.
       register: registers the configurables; by default imports `stacking_jax.configurables`.
       scopes: names of the scopes that Python code enters with `gin.config_scope`.
+      imports: modules that the files may import, with all that lies in them, beside this package.
 
     Raises:
-      UserError: gin-config is missing; a file cannot be found, read or parsed; a name, in a file
-        or a binding, names nothing; a macro that is used is not set, or is `%gin.REQUIRED`.
+      UserError: gin-config is missing; a file cannot be found, read or parsed, or imports another
+        module; a name, in a file or a binding, names nothing; a macro that is used is not set, or
+        is `%gin.REQUIRED`.
     """
     gin = require_gin()
     clear()
@@ -81,7 +85,7 @@ def load(
         importlib.import_module("stacking_jax.configurables")
     else:
         register()
-    table = Table(gin)
+    table = Table(gin, imports)
     for name in gin_files:
         table.read_file(str(name), included_from=None)
     for binding in bindings:

@@ -62,8 +62,11 @@ class _Binding:
 class Table:
     """All bindings that were read, in order; the last one of a key counts."""
 
-    def __init__(self, gin):
+    def __init__(self, gin, imports: Sequence[str] = ()):
+        """`imports` are the modules that files may import beside this package, with what is in
+        them."""
         self._gin = gin
+        self._imports = ("stacking_jax", *imports)
         self._reading: list[Path] = []
         self.files: list[Path] = []
         self.history: list[_Binding] = []
@@ -158,6 +161,13 @@ class Table:
             raise UserError(
                 f"{where}: dynamic registration is not supported here; register the configurables "
                 "in a module with @gin.configurable and `import` that"
+            )
+        # Whatever a module does when it is imported would be done.
+        if not any(f"{statement.module}.".startswith(f"{name}.") for name in self._imports):
+            raise UserError(
+                f"{where}: `{statement.format()}` would run that module's code, and a .gin file "
+                f"may do so for stacking_jax alone; if you trust it, add "
+                f"--gin_import {statement.module}"
             )
         try:
             # Through gin, which repeats the import in the operative configuration.

@@ -43,3 +43,48 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory):
     os.environ["STACKING_JAX_CACHE"] = str(folder)
     yield str(folder)
     del os.environ["STACKING_JAX_CACHE"]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch):
+    """gs://bucket, in memory: what epath reaches by fsspec. Yields all objects, by their names.
+
+    As in a store, there are no folders to make, nothing is appended to and nothing renamed.
+    """
+    import fsspec
+    from etils.epath import backend, gpath
+    from fsspec.implementations.memory import MemoryFileSystem
+    from fsspec.registry import _registry
+
+    class Store(MemoryFileSystem):
+        protocol = ("gs", "gcs")
+        store: dict = {}
+        pseudo_dirs = [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return "/" + path.removeprefix("gs://").strip("/")
+
+        def _open(self, path, mode="rb", **options):
+            assert mode in ("rb", "wb"), f"{path} is opened to {mode}"
+            return super()._open(path, mode, **options)
+
+        def _refuse(self, *args, **options):
+            raise AssertionError(f"a store cannot do this: {args}")
+
+        mkdir = makedirs = mv = rename = _refuse
+
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    kept = gpath._is_tf_installed.cache_clear, backend.fsspec_backend._get_filesystem.cache_clear
+    before = {name: _registry.get(name) for name in Store.protocol}
+    for name in Store.protocol:
+        fsspec.register_implementation(name, Store, clobber=True)
+    for forget in kept:
+        forget()
+    yield Store.store
+    for name, was in before.items():
+        _registry.pop(name)
+        if was is not None:
+            _registry[name] = was
+    for forget in kept:
+        forget()

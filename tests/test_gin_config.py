@@ -178,13 +178,53 @@ def test_a_file_may_import_a_module_of_configurables(monkeypatch):
     )
     monkeypatch.syspath_prepend(str(Path.cwd()))
     write("own.gin", "import gin_probe_plugin\nprobe_plugin.size = 5\n")
-    load(["own.gin"])
+    load(["own.gin"], imports=["gin_probe_plugin"])
     assert sys.modules["gin_probe_plugin"].probe_plugin() == 5
     assert "import gin_probe_plugin" in gin_config.operative_text()
     write("none.gin", "\nimport gin_probe_no_such_module\n")
-    assert "none.gin:2: No module named" in refusal(["none.gin"])
+    assert "none.gin:2: No module named" in refusal(
+        ["none.gin"], imports=["gin_probe_no_such_module"]
+    )
     write("dynamic.gin", "from __gin__ import dynamic_registration\n")
     assert "dynamic registration is not supported" in refusal(["dynamic.gin"])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import gin_probe_evil",
+        "import gin_probe_evil as fine",
+        "from gin_probe_evil import anything",
+        "import gin_probe_evil.sub",
+        "import stacking_jax_evil",
+    ],
+)
+def test_a_file_imports_only_what_was_named(statement, monkeypatch):
+    """Neither itself nor an included file; and nothing of the module is run."""
+    for name in ("gin_probe_evil", "stacking_jax_evil"):
+        write(f"{name}/__init__.py", "raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    write("bad.gin", f"# Looks harmless.\n\n{statement}\n")
+    write("outer.gin", "include 'bad.gin'\n")
+    for name in ("bad.gin", "outer.gin"):
+        message = refusal([name], imports=["gin_probe_plugin", "gin_probe"])
+        assert message.startswith("bad.gin:3: ") and statement in message
+        assert "--gin_import" in message
+    assert "gin_probe_evil" not in sys.modules
+
+
+def test_a_file_may_import_this_package_and_what_lies_in_a_named_one(monkeypatch):
+    write("gin_probe_trusted/__init__.py", "")
+    write("gin_probe_trusted/tasks.py", "READ = True")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    write("own.gin", "import stacking_jax.data.config\nimport gin_probe_trusted.tasks\n")
+    load(["own.gin"], imports=["gin_probe_trusted"])
+    assert sys.modules["gin_probe_trusted.tasks"].READ
+
+
+def test_the_files_of_the_package_import_nothing():
+    for path in gin_config.gin_root().rglob("*.gin"):
+        assert "import" not in [line.split()[0] for line in path.read_text().splitlines() if line]
 
 
 # Finding files

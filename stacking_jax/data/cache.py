@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stacking_jax import console
-from stacking_jax.data import building, making
+from stacking_jax.data import building, making, remote_cache
 from stacking_jax.data.config import DataConfig, cache_root
 from stacking_jax.data.documents import Corpus, open_corpus
 from stacking_jax.data.manifest import FILE, Identity, Manifest
@@ -32,6 +32,7 @@ from stacking_jax.data.ul2 import mode_ids
 from stacking_jax.data.ul2_config import EXAMPLES
 from stacking_jax.data.vocabularies import BYTES, Bytes, SentencePiece, load_tokenizer
 from stacking_jax.errors import UserError
+from stacking_jax.paths import is_remote
 
 if TYPE_CHECKING:
     from stacking_jax.data.mixture import MixedCache
@@ -93,7 +94,8 @@ class PackedCache:
                     f"the text of the cache {self.folder} has changed since it was made: its pass "
                     f"{number} would not fit to the others; start a new run."
                 )
-            return _open(dataclasses.replace(request, identity=identity, folder=folder))
+            url = request.url and f"{request.url}/{folder.name}"
+            return _open(dataclasses.replace(request, identity=identity, folder=folder, url=url))
         if not (folder / FILE).exists():
             raise UserError(
                 f"the cache {self.folder} holds no pass {number}: make it with `stacking-jax "
@@ -213,6 +215,15 @@ def open_cache(
 
 def _open(request: _Request) -> PackedCache:
     folder = request.folder
+    if request.url is None:
+        return _open_local(request, folder)
+    remote_cache.fetch(request.url, folder)
+    cache = _open_local(request, folder)
+    remote_cache.store(folder, request.url)
+    return cache
+
+
+def _open_local(request: _Request, folder: Path) -> PackedCache:
     if (folder / FILE).exists():
         return request.check(folder)
     if folder.is_dir() and any(folder.iterdir()) or folder.is_file():
@@ -245,7 +256,8 @@ class _Request:
     """A configuration, resolved: what the cache is called and made from.
 
     `missing` is the complaint about a corpus that is not on this machine;
-    a cache in an explicit folder can be used without it.
+    a cache in an explicit folder can be used without it. `url` is where the cache is kept
+    whose copy on this machine is `folder`, if it is kept elsewhere.
     """
 
     config: DataConfig
@@ -255,6 +267,7 @@ class _Request:
     tokenizer: Bytes | SentencePiece | None = None
     missing: UserError | None = None
     beam: tuple[str, ...] | None = None
+    url: str | None = None
 
     @classmethod
     def of(cls, config: DataConfig, beam: Sequence[str] | None = None) -> _Request:
@@ -279,7 +292,11 @@ class _Request:
             objective=config.objective_text(),
             bad_rows="skip" if config.bad_rows == "skip" else "",
         )
-        if config.cache_dir is not None:
+        url = None
+        if config.cache_dir is not None and is_remote(config.cache_dir):
+            url = config.cache_dir.rstrip("/")
+            folder = remote_cache.local_folder(url)
+        elif config.cache_dir is not None:
             folder = Path(config.cache_dir).expanduser()
         else:
             name = re.sub(r"[^\w.-]+", "_", corpus.name if corpus else config.task).lstrip(".")
@@ -290,7 +307,7 @@ class _Request:
                 "name another place with cache_dir or STACKING_JAX_CACHE."
             )
         options = None if beam is None else tuple(beam)
-        return cls(config, identity, folder, corpus, vocabulary, missing, options)
+        return cls(config, identity, folder, corpus, vocabulary, missing, options, url)
 
     def encode(self) -> building.Encoded:
         if self.corpus is not None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -131,7 +132,7 @@ def source_configs(config: DataConfig) -> dict[str, DataConfig]:
         place = None if folder is None else _find(folder, name)
         if place is None:
             _check_task(name, folder)
-        cache_dir = config.cache_dir and str(Path(config.cache_dir) / _as_folder(name))
+        cache_dir = config.cache_dir and os.path.join(config.cache_dir, _as_folder(name))
         made[name] = dataclasses.replace(
             config,
             mixture=None,

@@ -13,6 +13,7 @@ from stacking_jax.evaluation import model, results
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.evaluate import TaskResult
 from stacking_jax.evaluation.evaluator import Evaluator
+from stacking_jax.paths import open_path
 
 
 def evaluate_run(
@@ -42,7 +43,7 @@ def evaluate_run(
     """
     run = model.RunModels(run_dir, settings)
     steps = run.steps if all_steps else [run.choose(step)]
-    out = Path(run_dir) / results.FOLDER if out is None else Path(out)
+    out = open_path(run_dir) / results.FOLDER if out is None else open_path(out)
     evaluator = Evaluator.open(tasks, settings, out, run.tokenizer)
     found = {}
     for chosen in steps:

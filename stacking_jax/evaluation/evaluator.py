@@ -23,6 +23,7 @@ from stacking_jax.evaluation.evaluate import (
 )
 from stacking_jax.evaluation.model import LanguageModel
 from stacking_jax.evaluation.task import EvalTask
+from stacking_jax.paths import open_path
 
 _LOOKED_AT = 20
 
@@ -59,7 +60,7 @@ class Evaluator:
           UserError: if a required task cannot be read, or none at all.
         """
         self.settings = settings
-        self.out = Path(out)
+        self.out = open_path(out)
         self.tasks: list[PreparedTask] = []
         self.unread: list[TaskResult] = []
         with progress("reading tasks", len(tasks), "tasks") as advance:

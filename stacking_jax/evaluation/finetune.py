@@ -27,6 +27,7 @@ from stacking_jax.evaluation.finetune_results import read_dataset, summarise, wr
 from stacking_jax.evaluation.model import LanguageModel, RunModels
 from stacking_jax.evaluation.task import EvalTask
 from stacking_jax.models import LAYOUT
+from stacking_jax.paths import make_folder, open_path
 from stacking_jax.training import sharding
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.schedules import learning_rate
@@ -60,7 +61,7 @@ def finetune(
         raise UserError("name the tasks to learn: --task NAME, or bind FinetuneConfig.tasks")
     run = models.RunModels(run_dir, config.evaluation)
     step = run.choose(step)
-    out = Path(out)
+    out = open_path(out)
     settings = dataclasses.replace(config.evaluation, limit=config.eval_examples, seed=config.seed)
     tasks = registry.find(
         config.tasks, eval_data_dir=settings.data_dir, bad_rows=settings.bad_rows,
@@ -101,7 +102,7 @@ def _check_folder(out: Path, about: dict[str, Any]) -> None:
         raise UserError(f"{out} exists and holds no fine-tuning; use another --out")
     if jax.process_index() == 0:
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
         except OSError as error:
             raise UserError(f"{out} cannot be made: {error.strerror}; use another --out") from error
         write_json(path, about)

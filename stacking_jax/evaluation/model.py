@@ -15,6 +15,7 @@ from stacking_jax.data.ul2 import mode_ids
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.tokens import Split, split
+from stacking_jax.paths import open_path
 from stacking_jax.training import sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
@@ -94,7 +95,7 @@ class RunModels:
         Raises:
           UserError: if the directory holds no run, or one without a checkpoint.
         """
-        self.run_dir = Path(run_dir)
+        self.run_dir = open_path(run_dir)
         self.config: TrainConfig = read_config(self.run_dir)
         use_compilation_cache(self.config.compilation_cache)
         if not (self.run_dir / "checkpoints").is_dir():

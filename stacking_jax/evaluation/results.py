@@ -19,6 +19,7 @@ from typing import Any
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.evaluate import TaskResult
+from stacking_jax.paths import is_remote, make_folder, open_path
 from stacking_jax.training.telemetry import one_line_disk_errors
 
 FOLDER = "evaluations"
@@ -28,7 +29,7 @@ _OPERATIONAL = ("data_dir", "tokens_per_batch", "shots")
 
 def step_folder(root: str | Path, step: int) -> Path:
     """The folder of one checkpoint's evaluations."""
-    return Path(root) / f"step-{step}"
+    return open_path(root) / f"step-{step}"
 
 
 def rows_path(folder: Path, task: str) -> Path:
@@ -83,10 +84,14 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with one_line_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        # Bytes, so that a text's own line ends stay what they are.
+        data = text.encode("utf-8", errors="replace")
+        if is_remote(path):
+            path.write_bytes(data)
+            return
         try:
-            # Bytes, so that a text's own line ends stay what they are.
-            temporary.write_bytes(text.encode("utf-8", errors="replace"))
+            temporary.write_bytes(data)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

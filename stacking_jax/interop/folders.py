@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stacking_jax.console import progress
 from stacking_jax.errors import UserError
+from stacking_jax.paths import local_path
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Raises:
       UserError: if something is at `path` already, or the disk refuses.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.abspath(local_path(path)))
     refuse_existing(path)
     temporary = None
     try:

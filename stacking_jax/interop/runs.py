@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stacking_jax.errors import UserError
 from stacking_jax.interop.tensor_files import read_json
+from stacking_jax.paths import local_path
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import refuse_open_ramp
@@ -58,7 +59,7 @@ def find(path: str | Path, step: int | None = None) -> RunCheckpoint:
     Raises:
       UserError: if there is none.
     """
-    path = Path(path).absolute()
+    path = local_path(path)
     if _is_checkpoint(path):
         if step not in (None, int(path.name)):
             raise UserError(f"{path} is checkpoint {path.name}, but step {step} is asked for")

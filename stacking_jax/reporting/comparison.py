@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stacking_jax.errors import UserError
+from stacking_jax.paths import identity
 from stacking_jax.reporting import units
 from stacking_jax.reporting.runs import Run
 
@@ -110,7 +111,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     runs = tuple(runs)
     if not runs:
         raise UserError("nothing to compare: give at least one run directory")
-    places = collections.Counter(run.path.resolve() for run in runs)
+    places = collections.Counter(identity(run.path) for run in runs)
     for place, times in places.items():
         if times > 1:
             raise UserError(f"{place} is given {times} times; name each run once")
@@ -173,7 +174,7 @@ def schedule_still_open(run: Run) -> str | None:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Names that tell the runs apart: the name, with the directory where names repeat."""
     labels = [run.name for run in runs]
-    for naming in (lambda run: run.path.resolve().name, lambda run: str(run.path)):
+    for naming in (lambda run: identity(run.path).name, lambda run: str(run.path)):
         repeated = {label for label, times in collections.Counter(labels).items() if times > 1}
         labels = [
             f"{run.name} ({naming(run)})" if label in repeated else label

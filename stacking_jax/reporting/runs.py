@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stacking_jax.errors import UserError
+from stacking_jax.paths import identity, is_remote, open_path
 from stacking_jax.reporting.evaluations import read_evaluations
 
 _CUMULATIVE = ("tokens", "model_flops", "wall_seconds", "train_seconds")
@@ -121,7 +122,7 @@ def read_run(path: str | os.PathLike) -> Run:
       UserError: the directory is no run, a file is broken (with file and line), or a key that a
         comparison needs is missing.
     """
-    path = Path(path)
+    path = open_path(path) if is_remote(path) else Path(path)
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(
@@ -158,7 +159,7 @@ def read_run(path: str | os.PathLike) -> Run:
 
     return Run(
         path=path,
-        name=described("name", str) or path.resolve().name,
+        name=described("name", str) or identity(path).name,
         method=described("method", str) or _method(planned, num_stages),
         finished=bool(summary),
         total_steps=_whole(described("total_steps", (int, float))),

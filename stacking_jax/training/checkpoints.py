@@ -19,6 +19,7 @@ from stacking_jax.console import say, warn
 from stacking_jax.errors import UserError
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.models import LAYOUT
+from stacking_jax.paths import make_folder, open_path
 from stacking_jax.training import consensus, manifest
 from stacking_jax.training.state import TrainState
 
@@ -53,7 +54,7 @@ class Checkpoints:
 
         _print_no_tracebacks()
         self._ocp = ocp
-        self.directory = Path(directory).absolute()
+        self.directory = open_path(directory)
         if not read_only:
             self._warn_of_unfinished()
         self._manager = ocp.CheckpointManager(
@@ -275,9 +276,9 @@ class Checkpoints:
         while target.exists():
             target = target.with_name(target.name + "_")
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
+            make_folder(aside)
             (self.directory / str(step)).rename(target)
-        target = Path(consensus.from_first(str(target)))
+        target = open_path(consensus.from_first(str(target)))
         self._manager.reload()
         return target
 

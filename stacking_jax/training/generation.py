@@ -9,6 +9,7 @@ from stacking_jax.data import mode_ids
 from stacking_jax.data import tokenizer as open_tokenizer
 from stacking_jax.errors import UserError
 from stacking_jax.models.decoding import generate
+from stacking_jax.paths import open_path
 from stacking_jax.training import sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
@@ -36,7 +37,7 @@ def sample_from_run(
     """
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1; got {num_samples}")
-    run_dir = Path(run_dir)
+    run_dir = open_path(run_dir)
     config = read_config(run_dir)
     use_compilation_cache(config.compilation_cache)
     tokenizer = open_tokenizer(config.data)

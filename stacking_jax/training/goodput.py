@@ -159,7 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _last_row_time(path: Path) -> float:
     """When the last line that is whole was written to metrics.jsonl; 0 if there is none."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(file.tell() - _TAIL, 0))
             lines = file.read().splitlines()

@@ -13,6 +13,7 @@ from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.models import DecoderConfig
+from stacking_jax.paths import make_folder, open_path
 from stacking_jax.training.config import (
     GrowthConfig,
     MeshConfig,
@@ -84,7 +85,7 @@ def prepare(
     if jax.process_index() != 0:
         return
     with one_line_disk_errors(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         if old is None:
             write_json(
                 run_dir / "config.json",
@@ -112,7 +113,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     Raises:
       UserError: if the directory holds no run, or one of another version.
     """
-    recorded = Path(run_dir) / "config.json"
+    recorded = open_path(run_dir) / "config.json"
     if not recorded.exists():
         raise UserError(f"{run_dir} holds no run: there is no {recorded.name} in it")
     try:

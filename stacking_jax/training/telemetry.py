@@ -13,6 +13,8 @@ from typing import Any
 
 from stacking_jax.console import say
 from stacking_jax.errors import UserError
+from stacking_jax.paths import is_remote
+from stacking_jax.training.spool import Spool
 
 
 class Clock:
@@ -67,10 +69,16 @@ class MetricsLog:
     """metrics.jsonl, and TensorBoard events where a writer is installed.
 
     A run that goes on from step n drops what it had written after the checkpoint
-    of step n first, so that nothing stands twice in the file.
+    of step n first, so that nothing stands twice in the file. For a run directory in an
+    object store, both are written on the local disk and copied every half a minute.
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None = None):
+        self._spool = Spool(run_dir) if is_remote(run_dir) else None
+        if self._spool is not None:
+            with one_line_disk_errors(run_dir):
+                self._spool.fetch("metrics.jsonl")
+            run_dir = self._spool.folder
         self._path = run_dir / "metrics.jsonl"
         with one_line_disk_errors(self._path):
             _drop_lines_after(self._path, -1 if resume_step is None else resume_step)
@@ -98,12 +106,22 @@ class MetricsLog:
             for name, value in plain.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._board.add_scalar(f"{group}/{name}", value, step)
+        if self._spool is not None:
+            self._spool.upload_if_due()
+
+    def flush(self) -> None:
+        """Sees to it that everything is in the run directory: before a checkpoint of the same."""
+        if self._spool is not None:
+            with one_line_disk_errors(self._path):
+                self._spool.upload()
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
         with one_line_disk_errors(self._path):
             self._file.close()
+            if self._spool is not None:
+                self._spool.close()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,9 +132,12 @@ def write_json(path: Path, value: Any) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with one_line_disk_errors(path):
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        if is_remote(path):
+            path.write_text(text)
+            return
         try:
-            text = json.dumps(value, indent=1, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -127,9 +148,13 @@ def one_line_disk_errors(path: Path) -> Iterator[None]:
     """Turns what the system says about writing `path` into a `UserError`."""
     try:
         yield
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_remote(path):  # a store has its own kinds
+            raise
         raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; "
+            f"{path} cannot be written: {getattr(error, 'strerror', None) or error}; "
             "put that right and run the same command again"
         ) from error
 

@@ -21,6 +21,7 @@ from stacking_jax.data.records import BATCH_KEYS
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan, Stage
 from stacking_jax.models import LAYOUT
+from stacking_jax.paths import open_path
 from stacking_jax.training import run_directory, sharding, spikes
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
@@ -96,7 +97,7 @@ def _train(
 ) -> dict:
     """`train`, or the part of it until a loss spike; `rewind` is the one before."""
     clock = Clock()
-    run_dir = Path(run_dir).absolute()
+    run_dir = open_path(run_dir)
     if stop_at is not None and stop_at < 1:
         raise UserError(f"stop_at counts steps from 1; got {stop_at}")
     run_directory.check(run_dir, config)
@@ -207,6 +208,8 @@ def _train(
         with clock.section("checkpoint"):
             if not all_finite(state):
                 raise recorder.diverged(f"parameters or moments are not finite at step {step}")
+            if log is not None:
+                log.flush()
             checkpoints.save(
                 state,
                 {

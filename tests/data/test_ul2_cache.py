@@ -111,6 +111,16 @@ def test_each_pass_is_corrupted_its_own_way_whenever_it_is_made(config, tmp_path
     assert files(again.folder) == files(cache.folder)
 
 
+def test_a_pass_in_an_object_store_lies_in_its_cache(config, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("STACKING_JAX_CACHE", str(tmp_path / "first"))
+    remote = dataclasses.replace(config, cache_dir="gs://bucket/cache")
+    made = open_cache(remote).train_pass(1)
+    assert "/bucket/cache/pass-001/manifest.json" in bucket
+    monkeypatch.setenv("STACKING_JAX_CACHE", str(tmp_path / "second"))
+    copied = open_cache(remote).train_pass(1)
+    assert copied.folder != made.folder and records(copied) == records(made)
+
+
 def test_the_digest_is_the_same_however_many_passes_are_there(config):
     cache = open_cache(config)
     digest = cache.manifest.digest

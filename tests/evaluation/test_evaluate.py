@@ -104,6 +104,23 @@ def test_a_ranked_example_needs_choices_with_the_target(model, choices):
         evaluate_task(model, prepare(one, SETTINGS), SETTINGS)
 
 
+def test_results_may_lie_in_an_object_store(model, bucket):
+    from stacking_jax.evaluation.results import step_folder
+    from stacking_jax.paths import open_path
+    from stacking_jax.reporting.evaluations import read_evaluations
+
+    folder = step_folder("gs://bucket/run/evaluations", 7)
+    for name in ("one", "two/b"):
+        result = evaluate_task(model, prepare(task(made(2), name=name), SETTINGS), SETTINGS)
+        write_results(folder, [result], SETTINGS)
+    assert set(read_results(folder)) == {"one", "two/b"}
+    assert {name.rpartition("/step-7/")[2] for name in bucket} == {
+        "one.jsonl", "two/b.jsonl", "results.json"
+    }
+    rows = read_evaluations(open_path("gs://bucket/run"))
+    assert [(row["step"], row["task"]) for row in rows] == [(7, "one"), (7, "two/b")]
+
+
 def test_files_of_odd_names_stay_in_their_folder(model, tmp_path):
     names = ["../up", "a/../../b", "x:y z", ".hidden/t"]
     results = [

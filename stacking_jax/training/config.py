@@ -127,6 +127,11 @@ class TrainConfig:
       on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
+      step_timeout: seconds in one step, or in waiting for its data, after which a process
+        is stuck and ends; 0: never; None: 1800 with several processes, never with one.
+      other_timeout: the same for what rightly takes longer: compiling, a program's first
+        steps, an evaluation, a growth, a checkpoint.
+      log_records: whether records-P.jsonl tells which records each step was given.
     """
 
     model: DecoderConfig
@@ -150,6 +155,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     on_nan: str = "stop"
     compilation_cache: str | None = None
+    step_timeout: float | None = None
+    other_timeout: float = 7200.0
+    log_records: bool = False
 
     def __post_init__(self):
         for name in ("total_steps", "batch_size", "microbatches", "log_every", "keep_checkpoints"):
@@ -159,6 +167,8 @@ class TrainConfig:
         if self.eval_batches is not None:
             check_whole("TrainConfig.eval_batches", self.eval_batches, least=1)
         check_not_negative("TrainConfig.z_loss", self.z_loss)
+        check_not_negative("TrainConfig.step_timeout", self.step_timeout or 0)
+        check_not_negative("TrainConfig.other_timeout", self.other_timeout)
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"{self.microbatches} microbatches do not divide a batch of {self.batch_size}"
@@ -188,6 +198,7 @@ class TrainConfig:
 OPERATIONAL = (
     "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
     "compilation_cache", "data.cache_dir", "evaluate_tasks", "evaluate_every", "evaluation",
+    "step_timeout", "other_timeout", "log_records",
 )
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ class Clock:
 
     Attributes:
       seconds: category -> seconds, over this process and the ones before it.
+      on_change: told the category that time counts for from now on; see `watchdog`.
     """
 
     CATEGORIES = ("init", "compile", "data", "step", "grow", "evaluate", "checkpoint")
 
     def __init__(self, before: dict[str, float] | None = None):
         self.seconds = dict.fromkeys(self.CATEGORIES, 0.0) | (before or {})
+        self.on_change: Callable[[str], None] | None = None
         self._stack = ["init"]
         self._since = time.monotonic()
 
@@ -38,11 +40,17 @@ class Clock:
     def section(self, category: str) -> Iterator[None]:
         self._settle()
         self._stack.append(category)
+        self._changed()
         try:
             yield
         finally:
             self._settle()
             self._stack.pop()
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self._stack[-1])
 
     def go_on_from(self, before: dict[str, float]) -> None:
         """Adds what earlier processes of the same run have spent."""

@@ -8,12 +8,14 @@ FAULT is a JSON object:
   process, step: where and before which update it happens, once per process.
   pause: seconds to wait before each update, so that a tiny run lasts a while.
 FAULT_PHASE names a file that holds, in its first bytes, what the process is doing now.
-FAULT_NO_GATHER=1 makes it an error to bring arrays of several hosts to one, and to have
+FAULT_DIGESTS=1 prints, as `saved N DIGEST` and `restored N DIGEST`, what whole state is written
+and read. FAULT_NO_GATHER=1 makes it an error to bring arrays of several hosts to one, and to have
 any collective or host transfer in the compiled program of a growth.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -38,6 +40,8 @@ def install() -> None:
         _leaping_clock()
     if "FAULT_PHASE" in os.environ:
         show_phases(os.environ["FAULT_PHASE"])
+    if "FAULT_DIGESTS" in os.environ:
+        _digests()
     if "FAULT_NO_GATHER" in os.environ:
         _no_gather()
 
@@ -79,8 +83,50 @@ def show_phases(path: str) -> None:
         os.pwrite(place, self._stack[-1].ljust(PHASE_BYTES).encode(), 0)
         changed(self)
 
+    from stacking_jax.data import making
+
+    make = making.make
+
+    def show_making(*args, **kwargs):
+        os.pwrite(place, b"cache".ljust(PHASE_BYTES), 0)
+        make(*args, **kwargs)
+        os.pwrite(place, b"data".ljust(PHASE_BYTES), 0)
+
     os.pwrite(place, b"start".ljust(PHASE_BYTES), 0)
-    Clock._changed = show
+    Clock._changed, making.make = show, show_making
+
+
+def _digests() -> None:
+    from stacking_jax.training.checkpoints import Checkpoints
+    from stacking_jax.training.state import params_digest
+
+    save, restore = Checkpoints.save, Checkpoints.restore
+
+    def show_saved(self, state, meta):
+        print("saved", meta["step"], params_digest([state.params, state.opt_state]), flush=True)
+        save(self, state, meta)
+
+    def show_restored(self, step, abstract):
+        state = restore(self, step, abstract)
+        print("restored", step, params_digest([state.params, state.opt_state]), flush=True)
+        return state
+
+    Checkpoints.save, Checkpoints.restore = show_saved, show_restored
+
+
+def keep_every_program() -> None:
+    """Keeps on disk what compiles in a moment too, for runs that are started often."""
+    import jax
+
+    # The package has the function of that name.
+    training = importlib.import_module("stacking_jax.training.train")
+    use = training.use_compilation_cache
+
+    def use_for_all(directory):
+        use(directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    training.use_compilation_cache = use_for_all
 
 
 def _no_gather() -> None:

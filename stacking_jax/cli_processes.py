@@ -74,6 +74,6 @@ def joined(
         except BaseException as error:
             code = report(error)
             sys.stderr.flush()
-            distributed.leave_after_error(code)
+            distributed.leave_after_error(error, code)
             raise SystemExit(code) from error
         distributed.leave()

@@ -21,7 +21,12 @@ import jax
 from stacking_jax.console import say
 from stacking_jax.errors import UserError
 
+LOST = 128 + 6
+"""Exit code of a process that has lost another: that of SIGABRT, by which JAX ends it."""
+
 _DAY_MS = 24 * 3600 * 1000
+_LEAVE_MS = 5000
+_LOST_MS = 15000
 _rounds = itertools.count()
 """Keys of the coordinator's store are used once; all processes count alike."""
 
@@ -116,19 +121,24 @@ def leave() -> None:
     jax.distributed.shutdown()
 
 
-def leave_after_error(code: int) -> None:
+def leave_after_error(error: BaseException, code: int) -> None:
     """Leaves in order if the others end too, as after an error that all have met.
 
     Else it ends the process here and now with `code`: they wait for it in vain, and
-    learn from its silence that it is gone.
+    learn from its silence that it is gone. An error of the runtime is most often the
+    loss of another process, which the coordinator notices later: then JAX aborts this
+    process while it waits, or it ends with the same code, 134.
     """
     client = _client()
     if client is None:
         return
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
     try:
-        client.wait_at_barrier("stacking_jax/leave", 5000)
+        client.wait_at_barrier("stacking_jax/leave", _LOST_MS if lost else _LEAVE_MS)
     except Exception:  # noqa: BLE001  whatever it is, the others are not leaving
-        os._exit(code)
+        if lost:
+            say("error: another process of the run is lost; start all of them again")
+        os._exit(LOST if lost else code)
     jax.distributed.shutdown()
 
 

@@ -47,11 +47,11 @@ class Watchdog:
 
     def enter(self, category: str) -> None:
         """The run is elsewhere now: a category of `Clock`."""
+        if self._place[0] == "step":
+            self._steps += 1
         self._place = (category, time.monotonic())
         if category == "compile":
             self._steps = 0
-        elif category == "step":
-            self._steps += 1
 
     def start(self) -> None:
         self._place = (self._place[0], time.monotonic())
@@ -66,7 +66,7 @@ class Watchdog:
     def limit(self) -> float:
         """Seconds that the run may stay where it is."""
         step_limit, other_limit = self._limits
-        running = self._place[0] in _STEPS and self._steps > _FIRST_STEPS
+        running = self._place[0] in _STEPS and self._steps >= _FIRST_STEPS
         return step_limit if running else max(step_limit, other_limit)
 
     def _watch(self) -> None:

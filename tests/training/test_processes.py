@@ -25,6 +25,7 @@ import pytest
 from stacking_jax.data import open_cache
 from stacking_jax.training import Stopped, run_directory, train
 from stacking_jax.training.checkpoints import Checkpoints
+from stacking_jax.training.distributed import LOST
 from stacking_jax.training.record_log import read_records
 from stacking_jax.training.watchdog import STUCK
 
@@ -199,7 +200,8 @@ def test_sigterm_to_one_process_saves_the_same_step_in_all(interrupted):
 
 def test_a_survivor_of_a_lost_process_is_ended_by_jax(interrupted):
     codes, _, said = interrupted["killed"]
-    assert codes == [-signal.SIGABRT, -signal.SIGKILL], said  # 134 to a shell.
+    # JAX aborts it, or its collective fails first: 134 to a shell in both cases.
+    assert codes[0] in (-signal.SIGABRT, LOST) and codes[1] == -signal.SIGKILL, said
 
 
 def test_what_was_interrupted_ends_with_the_same_bits(interrupted, together, read_rows):
@@ -236,11 +238,11 @@ def test_a_stuck_process_and_those_that_wait_for_it_end(begin):
     codes, _, said = finish(
         start(run_dir, faults={"process": 1, "step": 4, "what": "hang"})
     )
-    assert STUCK in codes and set(codes) <= {STUCK, -signal.SIGABRT}, said
+    assert STUCK in codes and set(codes) <= {STUCK, LOST, -signal.SIGABRT}, said
     stuck = [text for text, code in zip(said, codes, strict=True) if code == STUCK]
     for text in stuck:
         seconds = float(re.search(r"has been at '\w+' for ([\d.]+) s \(limit 3 s\)", text)[1])
-        assert 3 < seconds < 6
+        assert 3 <= seconds <= 6
         assert 'train.py", line' in text
     assert any((run_dir / f"stuck-process-{process}.txt").exists() for process in (0, 1))
 

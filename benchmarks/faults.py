@@ -12,6 +12,7 @@ it is kept after every try), so the same command goes on where it was left off.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from pathlib import Path
 from benchmarks.fault_runs import SAVE_EVERY, STEPS, Runs, is_saving, last_step
 from benchmarks.fault_topology import devices_in_turn, processes_in_turn
 from benchmarks.measure import machine
+from stacking_jax.training.telemetry import write_json
 
 LIVES = 300.0
 """Seconds after which a life that does not end counts as failed."""
@@ -244,8 +246,10 @@ def run_all(names: list[str], counts: dict[str, int], work: Path, kept: dict) ->
             while len(known) < counts[name]:
                 found = FAULTS[name][2](runs, random.Random(f"{name} {len(known)} {os.getpid()}"))
                 # Another run of this command may be at the same fault.
-                known = (_read(work / f"{name}.json") or known) + found
-                (work / f"{name}.json").write_text(json.dumps(known), encoding="utf-8")
+                with open(work / "lock", "w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    known = (_read(work / f"{name}.json") or known) + found
+                    write_json(work / f"{name}.json", known)
                 bad = [one["why"] for one in found if not one["survived"]]
                 print(f"{name}: {len(known)} tries", *bad, file=sys.stderr, flush=True)
 

@@ -68,7 +68,7 @@ class Life:
       codes: their exit codes so far; -n for signal n.
       logs: what they print, standard error too.
       phases: files with what each is doing.
-      began: by time.monotonic.
+      began, unix_began: by time.monotonic and time.time.
     """
 
     pids: list[int]
@@ -76,6 +76,7 @@ class Life:
     logs: list[Path]
     phases: list[Path]
     began: float
+    unix_began: float = dataclasses.field(default_factory=time.time)
 
     def phase(self, process: int = 0) -> str:
         try:
@@ -139,7 +140,7 @@ class Runs:
     def start(
         self, run_dir: Path, processes: int = 1, devices: int = 1, *, cold: bool = False,
         fault: dict | None = None, environment: dict[str, str] | None = None,
-        bindings: Sequence[str] = (), stop_at: int | None = None, heartbeat: int = 10,
+        bindings: Sequence[str] = (), stop_at: int | None = None, heartbeat: int = 20,
     ) -> Life:
         """Starts a run, or goes on with it.
 
@@ -233,9 +234,21 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in _rows(run_dir) if row["kind"] == "train"}
 
 
-def last_step(run_dir: Path) -> int:
-    """The last step whose metrics are on disk."""
-    return max(losses(run_dir), default=0)
+def last_step(run_dir: Path, life: Life | None = None) -> int:
+    """The last step whose metrics are on disk, of all or of those that a life has written."""
+    since = 0.0 if life is None else life.unix_began
+    return max(
+        (row["step"] for row in _rows(run_dir)
+         if row["kind"] == "train" and row["unix_time"] >= since),
+        default=0,
+    )
+
+
+def saved(run_dir: Path) -> int:
+    """The newest checkpoint that is whole; 0 for none."""
+    folder = run_dir / "run/checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def digest(run_dir: Path) -> str:

@@ -55,6 +55,7 @@ class Watchdog:
 
     def start(self) -> None:
         self._place = (self._place[0], time.monotonic())
+        self._arm()
         self._thread.start()
 
     def stop(self) -> None:
@@ -74,10 +75,14 @@ class Watchdog:
         while not self._done.wait(min(pause, 10)):
             limit = self.limit
             category, since = self._place
-            faulthandler.dump_traceback_later(1.5 * limit, exit=True, file=_stderr())
+            self._arm()
             seconds = time.monotonic() - since
             if seconds > limit:
                 self._end(category, seconds, limit)
+
+    def _arm(self) -> None:
+        """Sets faulthandler's own thread, for the case that this one cannot run any more."""
+        faulthandler.dump_traceback_later(1.5 * self.limit, exit=True, file=_stderr())
 
     def _end(self, category: str, seconds: float, limit: float) -> None:
         message = (

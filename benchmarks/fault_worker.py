@@ -166,4 +166,5 @@ if __name__ == "__main__":
     from stacking_jax.cli import main
 
     install()
+    keep_every_program()
     sys.exit(main())

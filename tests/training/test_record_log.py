@@ -12,15 +12,17 @@ from stacking_jax.training.record_log import RecordLog, read_records
 
 
 def test_a_run_that_goes_on_reads_what_it_would_have_read(config, change, tmp_path):
-    logged = change(config, log_records=True, total_steps=6, eval_every=0)
+    logged = change(
+        config, log_records=True, total_steps=4, eval_every=0, growth={"operator": None},
+        model={"num_layers": 1},
+    )
     train(logged, tmp_path / "one")
-    for stop in (3, 4):
-        with pytest.raises(Stopped):
-            train(logged, tmp_path / "two", stop_at=stop)
+    with pytest.raises(Stopped):
+        train(logged, tmp_path / "two", stop_at=3)
     train(logged, tmp_path / "two")
     records = read_records(tmp_path / "one")
     assert records == read_records(tmp_path / "two")
-    assert list(records) == [1, 2, 3, 4, 5, 6] and {len(ids) for ids in records.values()} == {8}
+    assert list(records) == [1, 2, 3, 4] and {len(ids) for ids in records.values()} == {8}
     # Nothing is read twice within a pass over the records.
     size = PackedBatches(open_cache(config.data), batch_size=8).num_records
     first = [one for ids in records.values() for one in ids][:size]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation
+from stacking_jax import __version__, cli_evaluation, cli_processes
 from stacking_jax.errors import UserError
 
 _EXAMPLES = """\
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code.
 
     0 done; 2 the user can put it right (one line says how); 128 + n stopped by
-    signal n with everything saved.
+    signal n with everything saved. docs/surviving.md has the codes that others give.
     """
     from stacking_jax import gin_config
 
@@ -46,17 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{arguments.command} takes no --gin bindings")
         arguments.bindings = bindings
         gin_config.import_modules(getattr(arguments, "gin_import", ()))
-        return arguments.run(arguments) or 0
-    except UserError as error:
+        with cli_processes.joined(arguments, _report):
+            return arguments.run(arguments) or 0
+    except (UserError, KeyboardInterrupt, BrokenPipeError) as error:
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Prints what ended a command; returns its exit code."""
+    if isinstance(error, UserError):
         # One line, whatever the message quotes.
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # The reader of a pipe has gone, as in `... | head`.
+    if isinstance(error, BrokenPipeError):  # The reader of a pipe has gone, as in `... | head`.
         sys.stderr.close()
         return 141
+    traceback.print_exception(error)
+    return 1
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -97,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stop_at", type=int, metavar="N", help="save and leave off after N steps in all"
     )
+    cli_processes.add_arguments(train)
 
     plan = command("plan", _plan, "print the stages of a run and their cost, before it starts")
     _gin_arguments(plan)

@@ -26,6 +26,11 @@ from stacking_jax.training.state import TrainState
 CHUNK_BYTES = 4 << 20
 """The most bytes of a chunk of an array: a piece that is read or written at a time."""
 
+# Orbax measures by the wall clock how long processes may wait for each other in a save (20
+# minutes, where we say nothing), and a clock may leap. Lost processes are found by
+# their heartbeat, stuck ones by the watchdog.
+_SAVE_TIMEOUT = 7 * 24 * 3600
+
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -64,6 +69,7 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=not read_only,
+                async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT),
                 cleanup_tmp_directories=not read_only,
             ),
             item_names=("state", "meta"),

@@ -143,6 +143,11 @@ class TrainConfig:
       spikes: what to do about gradients that are finite, but far too large.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
+      step_timeout: seconds in one step, or in waiting for its data, after which a process
+        is stuck and ends; 0: never; None: 1800 with several processes, never with one.
+      other_timeout: the same for what rightly takes longer: compiling, a program's first
+        steps, an evaluation, a growth, a checkpoint.
+      log_records: whether records-P.jsonl tells which records each step was given.
     """
 
     model: DecoderConfig
@@ -168,6 +173,9 @@ class TrainConfig:
     on_nan: str = "stop"
     spikes: SpikeConfig = SpikeConfig()
     compilation_cache: str | None = None
+    step_timeout: float | None = None
+    other_timeout: float = 7200.0
+    log_records: bool = False
 
     def __post_init__(self):
         for name in ("total_steps", "batch_size", "microbatches", "log_every", "keep_checkpoints"):
@@ -182,6 +190,8 @@ class TrainConfig:
                 f"got {self.checkpoint_digests!r}"
             )
         check_not_negative("TrainConfig.z_loss", self.z_loss)
+        check_not_negative("TrainConfig.step_timeout", self.step_timeout or 0)
+        check_not_negative("TrainConfig.other_timeout", self.other_timeout)
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"{self.microbatches} microbatches do not divide a batch of {self.batch_size}"
@@ -217,6 +227,7 @@ OPERATIONAL = (
     "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
     "checkpoint_digests", "compilation_cache", "data.cache_dir", "evaluate_tasks",
     "evaluate_every", "evaluation", "spikes.limit", "spikes.limit_steps",
+    "step_timeout", "other_timeout", "log_records",
 )
 
 

@@ -14,6 +14,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.models import DecoderConfig
 from stacking_jax.paths import make_folder, open_path
+from stacking_jax.training import distributed
 from stacking_jax.training.config import (
     GrowthConfig,
     MeshConfig,
@@ -75,7 +76,17 @@ def prepare(
     Raises:
       UserError: as `check`, or if the data are not those that the run began with.
     """
+    with distributed.main_process_first("prepare"):
+        _prepare(run_dir, config, data_digest, gin_text, about)
+
+
+def _prepare(run_dir, config, data_digest, gin_text, about):
     old = check(run_dir, config)
+    if old is None and jax.process_index() != 0:
+        raise UserError(
+            f"{run_dir} is not shared: process {jax.process_index()} does not see there what "
+            "process 0 has written; use a --run_dir that all hosts share"
+        )
     before = data_digest if old is None else str(old.get("data_digest"))
     if before != data_digest:
         raise UserError(

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Clock:
     Attributes:
       seconds: category -> seconds, over this process and the ones before it.
       began_unix_time: when this process began to count.
+      on_change: told the category that time counts for from now on; see `watchdog`.
     """
 
     CATEGORIES = (
@@ -31,6 +32,7 @@ class Clock:
 
     def __init__(self, before: dict[str, float] | None = None):
         self.seconds = dict.fromkeys(self.CATEGORIES, 0.0) | (before or {})
+        self.on_change: Callable[[str], None] | None = None
         self._stack = ["init"]
         self._since = time.monotonic()
         self.began_unix_time = time.time()
@@ -44,11 +46,17 @@ class Clock:
     def section(self, category: str) -> Iterator[None]:
         self._settle()
         self._stack.append(category)
+        self._changed()
         try:
             yield
         finally:
             self._settle()
             self._stack.pop()
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self._stack[-1])
 
     def go_on_from(self, before: dict[str, float]) -> None:
         """Adds what earlier processes of the same run have spent."""

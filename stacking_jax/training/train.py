@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan, Stage
 from stacking_jax.models import LAYOUT
 from stacking_jax.paths import open_path
-from stacking_jax.training import run_directory, sharding, spikes
+from stacking_jax.training import agreement, run_directory, sharding, spikes
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.config import TrainConfig
@@ -30,6 +28,7 @@ from stacking_jax.training.goodput import Goodput
 from stacking_jax.training.growing import check_growths, growth_program, ramp_of
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.optimizers import optimizer as make_optimizer
+from stacking_jax.training.record_log import RecordLog
 from stacking_jax.training.recorder import Counters, Recorder
 from stacking_jax.training.schedules import learning_rate
 from stacking_jax.training.state import (
@@ -39,8 +38,10 @@ from stacking_jax.training.state import (
     sharded_initial_state,
 )
 from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
+from stacking_jax.training.stopping import stop_signals
 from stacking_jax.training.summary import describe, summarise
 from stacking_jax.training.telemetry import Clock, MetricsLog, write_json
+from stacking_jax.training.watchdog import watched
 
 
 class Stopped(Exception):
@@ -148,13 +149,14 @@ def _train(
             "forget the second; 'copy' or 'reset_copies' is the safer choice"
         )
     about = describe(config, run_dir, cache, held_out, passes)
+    agreement.check_agreement(config, cache.manifest.digest, run_dir, stop_at)
     run_directory.prepare(run_dir, config, cache.manifest.digest, gin_text, about)
 
     # ---- Go on, or begin -------------------------------------------------------------
     checkpoints = Checkpoints(
         run_dir / "checkpoints", config.keep_checkpoints, digests=config.checkpoint_digests
     )
-    with clock.section("restore"):
+    with clock.section("restore"), watched(clock, config, run_dir):
         if rewind is not None:
             checkpoints.drop_after(
                 spikes.rewind_target(rewind.step, config.checkpoint_every, checkpoints.steps())
@@ -191,6 +193,7 @@ def _train(
     lost = goodput.begin(first_step, meta.get("seconds", {}))
     goodput.write(first_step, counters.stages)
     log = MetricsLog(run_dir, resume_step) if main_process else None
+    records = RecordLog(run_dir, first_step) if config.log_records else None
     recorder = Recorder(
         plan, counters, clock, log,
         flops_at=flops_at, log_every=config.log_every, on_nan=config.on_nan,
@@ -228,11 +231,13 @@ def _train(
     # ---- The loop over stages and steps ----------------------------------------------
     rows = sharding.local_rows(config.batch_size, mesh)
     with (
+        watched(clock, config, run_dir),
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
         contextlib.closing(goodput),
+        contextlib.closing(records) if records is not None else contextlib.nullcontext(),
         contextlib.closing(checkpoints),
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
-        _stop_signals() as stop_signal,
+        stop_signals(first_step) as stop_signal,
         contextlib.closing(data.iterate(first_step + skipped_batches, rows)) as batches,
     ):
         if stop_at is not None and stop_at <= first_step < plan.total_steps:
@@ -280,14 +285,18 @@ def _train(
 
             for step in range(max(stage.start, first_step) + 1, stage.end + 1):
                 with clock.section("data"):
-                    batch = sharding.place_batch(next(batches)[1], mesh)
+                    here = next(batches)[1]
+                    if records is not None:
+                        records.write(step, rows.start, here)
+                    batch = sharding.place_batch(here, mesh)
                 with clock.section("step"):
                     state, metrics = programs.train_step(state, batch)
                     recorder.push(step, metrics)
                 advance(1, recorder.status)
 
                 last = step == plan.total_steps
-                stopping = stop_signal() is not None or step == stop_at
+                stopped_by = stop_signal(step)
+                stopping = stopped_by is not None or step == stop_at
                 saving = last or stopping or _due(step, config.checkpoint_every)
                 scoring = tasks is not None and tasks.due(step, stage.end)
                 if scoring and ramp is not None and step < stage.start + config.growth.ramp_steps:
@@ -319,13 +328,13 @@ def _train(
                 if saving:
                     save(step)
                 if stopping and not last:
-                    raise Stopped(step, stop_signal())
+                    raise Stopped(step, stopped_by)
         with clock.section("checkpoint"):
             checkpoints.wait()
 
-    # ---- The end: `scores` are those of the last step, in its checkpoint too -----------
-    summary = about | summarise(config, state, recorder, scores)
-    summary["goodput"] = goodput.write(plan.total_steps, counters.stages)
+        # ---- The end: `scores` are those of the last step, in its checkpoint too -------
+        summary = about | summarise(config, state, recorder, scores)
+        summary["goodput"] = goodput.write(plan.total_steps, counters.stages)
     if main_process:
         write_json(run_dir / "summary.json", summary)
     return summary
@@ -390,28 +399,3 @@ def _task_evaluation(config: TrainConfig, run_dir: Path, mesh: sharding.LogicalM
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Notes SIGTERM and SIGINT, so that the loop can save and leave in order.
-
-    A second signal of the kind acts as if nobody had listened.
-    """
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number, frame):
-        del frame
-        received.append(number)
-        signal.signal(number, before[number])
-        say(f"{signal.Signals(number).name}: saving, then stopping (again to stop at once)")
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,11 +14,12 @@ from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.finetune_config import FinetuneConfig
 from stacking_jax.gin_config import one_line_errors, require_gin
 from stacking_jax.models import DecoderConfig
+from stacking_jax.planning import PlanConfig
 from stacking_jax.training.config import GrowthConfig, MeshConfig, OptimizerConfig, TrainConfig
 
 CONFIGURABLES = (
     DecoderConfig, DataConfig, UL2Config, GrowthConfig, OptimizerConfig, MeshConfig, TrainConfig,
-    EvaluationConfig, FinetuneConfig,
+    EvaluationConfig, FinetuneConfig, PlanConfig,
 )
 
 _registered: dict[type, type] = {}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the TPU compiler (libtpu, about 400 MB) where `stacking-jax plan --topology` finds it and
+# Installs the TPU compiler (libtpu, about 650 MB) where `stacking-jax plan --topology` finds it and
 # nothing else does: where JAX finds libtpu, it looks for TPUs.
 #
 #   bash launch/tpu_compiler.sh

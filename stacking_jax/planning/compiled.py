@@ -22,7 +22,7 @@ from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.state import TrainState, abstract_state, model_graph
-from stacking_jax.training.train import lower_train_step
+from stacking_jax.training.train import abstract_batch, lower_train_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # libtpu's words. The first counts the temporaries alone, without parameters and moments.
@@ -75,13 +75,8 @@ def lower_stage(config: TrainConfig, stage: int, mesh: Mesh) -> LoweredStage:
         config, plan, plan.stages[stage], model_graph(config.model), optimizer, mesh, abstract,
         keys,
     )
-    tokens = config.batch_size * config.data.sequence_length
-    batch = 4 * len(keys) * tokens // math.prod(
-        mesh.shape[axis] for axis in mesh.axis_names if axis in ("data", "fsdp")
-    )
-    return LoweredStage(
-        program, abstract, state_bytes(abstract) + batch, time.monotonic() - began
-    )
+    arguments = state_bytes(abstract) + state_bytes(abstract_batch(config, mesh, keys))
+    return LoweredStage(program, abstract, arguments, time.monotonic() - began)
 
 
 def state_bytes(abstract: Any) -> int:

@@ -45,7 +45,7 @@ class Compiler:
         self.cache = cache or ResultCache()
         self._modules = list(modules)
         self._process: subprocess.Popen | None = None
-        self._errors = None
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     def __enter__(self) -> Compiler:
         return self
@@ -60,7 +60,7 @@ class Compiler:
             self._process.wait()
             self._process.stdin.close()
             self._process.stdout.close()
-            self._errors.close()
+            self._folder.cleanup()
             self._process = None
 
     def stage(
@@ -105,12 +105,14 @@ class Compiler:
 
     def _ask(self, job: dict):
         if self._process is None:
-            self._errors = tempfile.TemporaryFile()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "stacking_jax.planning.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-                env=compiling_environment(),
-            )
+            # What libtpu logs, in files and to the terminal, goes with this object.
+            self._folder = tempfile.TemporaryDirectory()
+            with open(self._errors, "wb") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "stacking_jax.planning.worker"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                    env=compiling_environment() | {"TPU_LOG_DIR": self._folder.name},
+                )
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -122,10 +124,13 @@ class Compiler:
             if "doing" not in message:
                 return
 
+    @property
+    def _errors(self) -> Path:
+        return Path(self._folder.name) / "stderr"
+
     def _last_words(self) -> str:
         code = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        lines = self._errors.read_text(errors="replace").strip().splitlines()
         if code == -9:
             return (
                 "the compiling process was killed, which a machine does that runs out of memory: "

@@ -13,6 +13,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
+from stacking_jax.data.records import batch_keys
 from stacking_jax.errors import UserError
 from stacking_jax.models import LAYOUT
 from stacking_jax.planning.compiled import state_bytes
@@ -21,6 +22,7 @@ from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.state import abstract_state
+from stacking_jax.training.train import abstract_batch
 
 _KNOWN_AXES = ("data", "fsdp", "tensor")
 # How much of a layer's activations one pass moves through main memory: what the TPU compiler's
@@ -42,7 +44,10 @@ def stage_by_formula(config: TrainConfig, stage: int, topology: Topology) -> dic
     state = abstract_state(
         config.model, make_optimizer(config.optimizer, LAYOUT), depth, mesh
     )
-    step = _Step(config, depth, sizes, state_bytes(state), state_bytes(state.params))
+    batch = abstract_batch(config, mesh, batch_keys(config.data.is_ul2))
+    step = _Step(
+        config, depth, sizes, state_bytes(state), state_bytes(state.params), state_bytes(batch)
+    )
     peak = step.peak_bytes()
     return {
         "fits": peak <= topology.chip.hbm_bytes, "hbm_peak_bytes": round(peak),
@@ -85,6 +90,7 @@ class _Step:
     sizes: dict[str, int]
     state: float
     params: float
+    batch: float
 
     @property
     def number(self) -> int:
@@ -102,7 +108,7 @@ class _Step:
 
     @property
     def arguments(self) -> float:
-        return self.state + 3 * 4 * self.tokens * self.config.microbatches
+        return self.state + self.batch
 
     @property
     def layer_weights(self) -> float:

@@ -159,6 +159,7 @@ def test_without_the_compiler_one_line_says_what_to_install(plan, monkeypatch):
     assert "stacking_jax[tpu]" in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_tpu_compiled_then_remembered(plan, libtpu, tmp_path, monkeypatch):
     """The real compiler, and the same plan again without it."""
     monkeypatch.setenv("STACKING_JAX_CACHE", str(tmp_path / "cache"))
@@ -190,6 +191,7 @@ def test_a_tpu_compiled_then_remembered(plan, libtpu, tmp_path, monkeypatch):
         assert before | {"cached": True} == now | {"cached": True}
 
 
+@pytest.mark.slow
 def test_a_tpu_that_is_too_small(plan, libtpu, tmp_path, monkeypatch):
     """The compiler's own refusal, its numbers, and a policy that it has agreed to."""
     monkeypatch.setenv("STACKING_JAX_CACHE", str(tmp_path / "cache"))

@@ -22,7 +22,7 @@ from stacking_jax.planning.cache import versions
 from stacking_jax.planning.compiler import is_known
 from stacking_jax.planning.estimate import LABEL
 from stacking_jax.planning.topology import parse
-from stacking_jax.planning.topology_plan import full_depth
+from stacking_jax.planning.topology_plan import questions
 from stacking_jax.reporting.topology_table import bytes_text, gibibytes, seconds_text
 from stacking_jax.reporting.units import duration, percent
 
@@ -73,8 +73,7 @@ def main() -> None:
 
 def _known(config, price) -> bool:
     topology = parse(price.topology)
-    asked = [(config, stage) for stage in range(len(config.plan().stages))]
-    return all(is_known(c, stage, topology) for c, stage in [*asked, (full_depth(config), 0)])
+    return all(is_known(asked, stage, topology) for asked, stage in questions(config))
 
 
 def _row(name: str, config, plan: dict) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.planning import topology as topologies
 from stacking_jax.planning.advice import find_fit
 from stacking_jax.planning.config import PlanConfig
-from stacking_jax.planning.topology_plan import plan_on
+from stacking_jax.planning.topology_plan import plan_on, questions
 from stacking_jax.training.config import TrainConfig
 
 GIB = 2**30
@@ -59,8 +59,8 @@ def make(
         )
     with _machine(name, config, modules) as machine:
         stages = len(config.plan().stages)
-        questions = stages + (stages > 1)
-        with progress(f"planning for {machine.name}", questions, "stages") as advance:
+        asked = len(questions(config))
+        with progress(f"planning for {machine.name}", asked, "stages") as advance:
             plan = plan_on(config, machine, price, advance)
         if plan["fits"]:
             return plan, None

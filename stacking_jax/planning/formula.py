@@ -38,7 +38,7 @@ def stage_by_formula(config: TrainConfig, stage: int, topology: Topology) -> dic
         axis that the formulas do not know.
     """
     sizes = mesh_sizes(config, topology.num_chips)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    mesh = _without_devices(sizes)
     sharding.check_batch(mesh, config.batch_size, config.microbatches)
     depth = config.plan().stages[stage].depth
     state = abstract_state(
@@ -56,6 +56,10 @@ def stage_by_formula(config: TrainConfig, stage: int, topology: Topology) -> dic
         "traffic_bytes": round(step.traffic_bytes()), "mesh": sizes, "loops_known": True,
         "collectives": step.collectives(topology), "cached": False,
     }
+
+
+def _without_devices(sizes: dict[str, int]) -> AbstractMesh:
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
 def mesh_sizes(config: TrainConfig, devices: int) -> dict[str, int]:

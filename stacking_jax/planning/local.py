@@ -21,6 +21,7 @@ from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.state import sharded_initial_state
+from stacking_jax.training.train import abstract_batch
 
 _SECONDS_PER_STAGE = 5.0
 _MOST_STEPS, _LEAST_STEPS = 20, 3
@@ -131,6 +132,10 @@ def _best_seconds(run: Callable[[jax.Array], jax.Array], argument: jax.Array) ->
     return min(seconds)
 
 
+def _placed(whole: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
+
+
 def _time_steps(config: TrainConfig, lowered, program, mesh) -> list[float]:
     """Seconds of each of some training steps, on tokens drawn at random."""
     optimizer = make_optimizer(config.optimizer, LAYOUT)
@@ -142,9 +147,10 @@ def _time_steps(config: TrainConfig, lowered, program, mesh) -> list[float]:
     positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     content = {"tokens": drawn, "segment_ids": np.ones_like(drawn), "positions": positions}
     keys = program.in_tree.unflatten(range(program.in_tree.num_leaves))[0][1]
-    batch = {name: content.get(name, np.zeros_like(drawn)) for name in keys}
-    part = sharding.local_rows(rows)
-    batch = sharding.place_batch({name: value[part] for name, value in batch.items()}, mesh)
+    batch = {
+        name: _placed(content.get(name, np.zeros_like(drawn)), leaf.sharding)
+        for name, leaf in abstract_batch(config, mesh, tuple(keys)).items()
+    }
     state, metrics = program(state, batch)
     jax.block_until_ready((state, metrics))
     seconds: list[float] = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from stacking_jax.growth import Plan
+from stacking_jax.planning.cache import compiled_settings
 from stacking_jax.planning.collectives import KINDS
 from stacking_jax.planning.config import PlanConfig
 from stacking_jax.planning.estimate import (
@@ -66,13 +67,8 @@ def plan_on(
     began = time.monotonic()
     plan = config.plan()
     described = config.describe_plan()
-    whole = full_depth(config)
-    # The last stage's program is full depth's, unless copies are let in or rates climb back.
-    questions = [(config, number) for number in range(len(plan.stages))]
-    if len(plan.stages) > 1:
-        questions.append((whole, 0))
     answers = []
-    for number, (asked, stage) in enumerate(questions, start=1):
+    for number, (asked, stage) in enumerate(questions(config), start=1):
         depth = asked.plan().stages[stage].depth
         label = f"{depth} layers"
         if number > len(plan.stages):
@@ -84,9 +80,7 @@ def plan_on(
         advance(0, label)
         answers.append(stage_on(asked, stage, machine, doing))
         advance(1)
-    answers, (baseline,) = (
-        (answers[:-1], answers[-1:]) if len(plan.stages) > 1 else (answers, answers)
-    )
+    answers, baseline = answers[: len(plan.stages)], answers[-1]
     for stage, answer in zip(described["stages"], answers, strict=True):
         stage |= answer
     estimate = _cost(plan, answers, machine, price)
@@ -112,6 +106,20 @@ def plan_on(
         "planning_seconds": time.monotonic() - began,
     }
     return described
+
+
+def questions(config: TrainConfig) -> list[tuple[TrainConfig, int]]:
+    """The stages that a plan asks for, as (run, number of its stage): full depth comes last.
+
+    The last stage's program is full depth's, and not asked for twice, unless copies are let
+    in by gates or rates climb back.
+    """
+    last = len(config.plan().stages) - 1
+    asked = [(config, stage) for stage in range(last + 1)]
+    whole = full_depth(config)
+    if compiled_settings(config, last) != compiled_settings(whole, 0):
+        asked.append((whole, 0))
+    return asked
 
 
 def full_depth(config: TrainConfig) -> TrainConfig:

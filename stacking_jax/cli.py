@@ -18,6 +18,7 @@ from stacking_jax.errors import UserError
 _EXAMPLES = """\
 examples:
   stacking-jax plan     --gin_file gin/experiments/midas_1b_prop2.gin
+  stacking-jax plan     --gin_file gin/experiments/midas_8b_prop2.gin --topology v5p:4x4x8
   stacking-jax train    --gin_file gin/experiments/demo.gin --run_dir runs/demo
   stacking-jax train    --gin_file gin/experiments/demo.gin --gin.TEXT_DIR='"my/texts"' \\
                         --gin.TRAIN_STEPS=200 --run_dir runs/mine
@@ -112,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "print the stages of a run and their cost, before it starts")
     _gin_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print one JSON object instead")
+    plan.add_argument(
+        "--topology", nargs="?", const="", metavar="T",
+        help="compile every stage for chips that need not be here, such as v5p:4x4x8 or v5e:16x16; "
+        "h100:8x4 by formula; local measures too; no value: PlanConfig.topology",
+    )
 
     cache = command("cache", _cache, "tokenise and pack the data of a run, if not done yet")
     _gin_arguments(cache)
@@ -272,7 +278,16 @@ def _recorded(arguments):
 
 
 def _plan(arguments) -> int:
-    plan = _configure(arguments).describe_plan()
+    config = _configure(arguments)
+    if arguments.topology is not None:
+        from stacking_jax import configurables
+        from stacking_jax.planning import PlanConfig, command
+
+        return command.run(
+            config, configurables.configured(PlanConfig), arguments.topology,
+            as_json=arguments.json, modules=arguments.gin_import,
+        )
+    plan = config.describe_plan()
     if arguments.json:
         print(json.dumps(plan))
     else:

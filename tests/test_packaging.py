@@ -53,7 +53,7 @@ def version_of(pin: Requirement) -> str:
 # The pinned lists
 
 
-@pytest.mark.parametrize("name", [*LISTS, "parity", "beam", "tpu_vm", "gcs", "cuda"])
+@pytest.mark.parametrize("name", [*LISTS, "parity", "beam", "tpu", "tpu_vm", "gcs", "cuda"])
 def test_every_line_is_one_exact_version(name):
     for pin in read_pins(name).values():
         assert [s.operator for s in pin.specifier] == ["=="], f"{pin} is not pinned"

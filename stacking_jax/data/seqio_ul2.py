@@ -19,8 +19,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from stacking_jax.data.tasks import FEATURE, PROMPT, describe_vocabulary, import_seqio
 from stacking_jax.data.t5_modules import import_t5
+from stacking_jax.data.tasks import FEATURE, PROMPT, describe_vocabulary, import_seqio
 from stacking_jax.data.ul2 import Objectives, mode_ids
 from stacking_jax.data.ul2_config import CAUSAL, OBJECTIVES, PREFIX, SPAN, UL2Config
 

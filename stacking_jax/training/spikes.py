@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stacking_jax.console import warn
 from stacking_jax.errors import UserError
+from stacking_jax.training.mesh import LogicalMesh
 from stacking_jax.training.spike_config import SpikeConfig
 from stacking_jax.training.state import TrainState
 
@@ -65,11 +65,11 @@ def judge(
     }
 
 
-def with_window(abstract: TrainState, config: SpikeConfig, mesh: Mesh) -> TrainState:
+def with_window(abstract: TrainState, config: SpikeConfig, mesh: LogicalMesh) -> TrainState:
     """An abstract state with the window that the policy needs: the same on every device."""
     if config.action is None:
         return abstract
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = mesh.sharding(())
     window = {
         "norms": jax.ShapeDtypeStruct((config.window,), jnp.float32, sharding=whole),
         "count": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),

@@ -359,7 +359,25 @@ def compile_stage(
     `keys` are the arrays of a batch, `PackedBatches.keys`.
     """
     ramp = ramp_of(config, stage)
-    constrain = sharding.constrainer(mesh)
+    return Programs(
+        lower_train_step(config, plan, stage, graph, optimizer, mesh, abstract, keys).compile(),
+        jax.jit(make_eval_step(graph, sharding.constrainer(mesh)))
+        .lower(
+            abstract.params, abstract_batch(config, mesh, keys),
+            None if ramp is None else jax.eval_shape(ramp, 0),
+        )
+        .compile(),
+    )
+
+
+def lower_train_step(
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
+) -> jax.stages.Lowered:
+    """The train step of a stage, traced for `mesh` and not compiled; see `compile_stage`.
+
+    The mesh may be one of devices that are described only, as `planning` has them.
+    """
     train_step = make_train_step(
         graph,
         optimizer,
@@ -369,23 +387,24 @@ def compile_stage(
         microbatches=config.microbatches,
         skip_nonfinite=config.on_nan == "skip",
         spikes=config.spikes,
-        gates=ramp,
-        constrain=constrain,
+        gates=ramp_of(config, stage),
+        constrain=sharding.constrainer(mesh),
     )
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None)).lower(
+        abstract, abstract_batch(config, mesh, keys)
+    )
+
+
+def abstract_batch(
+    config: TrainConfig, mesh: sharding.LogicalMesh, keys: Sequence[str] = BATCH_KEYS
+) -> dict:
+    """Shapes, dtypes and shardings of a batch: int32 `[B, L]` for each of `keys`."""
     rows = jax.ShapeDtypeStruct(
         (config.batch_size, config.data.sequence_length), jnp.int32,
         sharding=mesh.sharding(sharding.BATCH),
     )
-    batch = dict.fromkeys(keys, rows)
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return Programs(
-        jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
-        .lower(abstract, batch)
-        .compile(),
-        jax.jit(make_eval_step(graph, constrain))
-        .lower(abstract.params, batch, None if ramp is None else jax.eval_shape(ramp, 0))
-        .compile(),
-    )
+    return dict.fromkeys(keys, rows)
 
 
 def _task_evaluation(config: TrainConfig, run_dir: Path, mesh: sharding.LogicalMesh):

@@ -216,7 +216,7 @@ def test_the_wheel_requires_the_minimum_and_accepts_the_pins(wheel):
     required = [Requirement(line) for line in described.requires]
     assert {r.name for r in required if r.marker is None} == {"jax", "numpy", "optax"}
     extras = set(described.metadata.get_all("Provides-Extra"))
-    assert extras == {"train", "data", "evaluation", "tpu", "beam", "dev"}
+    assert extras == {"train", "data", "evaluation", "tpu", "gcs", "beam", "dev"}
     assert described.metadata["Requires-Python"] == ">=3.11"
     assert described.metadata["License"] == "Apache-2.0"
     (script,) = described.entry_points

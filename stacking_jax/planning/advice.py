@@ -11,7 +11,7 @@ from stacking_jax.models.config import REMAT_POLICIES
 from stacking_jax.planning.topology_plan import Machine
 from stacking_jax.training.config import TrainConfig
 
-MOST_TRIES = 8
+MOST_TRIES = 12
 """How many other settings are tried; each costs up to a compilation of every stage."""
 
 

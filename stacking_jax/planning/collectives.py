@@ -16,6 +16,8 @@ from stacking_jax.planning.hlo import Computation, Instruction, Module
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ALSO = {"ragged-all-to-all": "all-to-all", "collective-broadcast": "all-gather"}
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +78,14 @@ def collectives(module: Module, num_devices: int) -> tuple[list[Collective], boo
             if (visit.scope, chain[1]) in woven:
                 continue
             woven.add((visit.scope, chain[1]))
-        group, size = group_of(instruction.attributes, num_devices)
+        between = _SLICES.search(instruction.attributes)
+        if between is not None:
+            group, size = _one_of_each_slice(between[1], num_devices)
+        else:
+            group, size = group_of(instruction.attributes, num_devices)
         if size == 1 and kind != "collective-permute":
             continue  # Nobody else takes part.
-        taken_in = _operand_bytes(visit.computation, instruction)
+        taken_in = _operand_bytes(visit.computation, instruction)  # A token has no bytes.
         payload = taken_in * size if kind == "all-gather" else taken_in
         total = found.setdefault((kind, group, size), [0, 0])
         total[0] += visit.times
@@ -103,6 +109,13 @@ def bytes_by_kind(rows: Sequence[Collective]) -> dict[str, int]:
 def kind_of(instruction: Instruction) -> str | None:
     """Which collective an instruction is or begins; None for others and for the end of one."""
     name = instruction.opcode.removesuffix("-start")
+    if name == "send":
+        # Between slices a TPU's program hands its data to the host and names what is to be done.
+        asked = _TRANSFER.search(instruction.attributes)
+        if asked is None:
+            return None
+        kind = asked[1].lower().replace("_", "-")
+        return kind if kind in KINDS else "collective-permute"
     return name if name in KINDS else _ALSO.get(name)
 
 
@@ -148,6 +161,15 @@ def group_of(attributes: str, num_devices: int) -> tuple[tuple[int, ...], int]:
         size = int(np.prod([shape[axis] for axis in over], dtype=int))
         return tuple(map(int, ids.transpose(rest + over).reshape(-1, size)[0])), size
     return everyone, num_devices
+
+
+def _one_of_each_slice(slices: str, num_devices: int) -> tuple[tuple[int, ...], int]:
+    """The first device of each slice: '1,2' or '1:2'. Slices are the mesh's outermost axis."""
+    count = 0
+    for part in slices.split(","):
+        first, _, last = part.partition(":")
+        count += int(last or first) - int(first) + 1
+    return tuple(number * (num_devices // count) for number in range(count)), count
 
 
 def _iota(dimensions: str, transposed: str | None) -> np.ndarray:

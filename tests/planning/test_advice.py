@@ -61,7 +61,7 @@ def test_every_stage_is_asked_and_no_guess_is_named(tiny):
 
     found = find_fit(tiny, Picky(), 1)
     assert found["fits_with"] == "--gin.MeshConfig.tensor=4"
-    assert len(found["tried"]) == 3
+    assert "--gin.MeshConfig.tensor=2" in found["tried"] and len(found["tried"]) >= 3
     assert Picky.asked[-2:] == [(4, "none", 1), (4, "none", 0)]
 
 

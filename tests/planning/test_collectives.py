@@ -90,6 +90,30 @@ def test_pieces_that_tpus_weave_into_products_count_once():
 
 
 @pytest.mark.parametrize(
+    ("slices", "group"), [("1,2", (0, 4)), ("1:4", (0, 2, 4, 6)), ("1,2,3,4", (0, 2, 4, 6))]
+)
+def test_between_slices_the_hosts_carry_it(slices, group):
+    """As libtpu writes a sum over slices: a send to the host and a receive, counted once."""
+    asked = (
+        'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_host_transfer_rendezvous="all-reduce.103_0",_xla_megascale_reduce_operation="SUM",'
+        f'_xla_megascale_target="{{{slices}}}x{{0:3}}",_xla_megascale_transfer_type="ALL_REDUCE"}}'
+    )
+    rows, _ = read(f"""
+      %a = f32[21,8,128]{{2,1,0}} parameter(0)
+      %t = token[] after-all()
+      %s = (f32[21,8,128]{{2,1,0}}, u32[], token[]) send(%a, %t), channel_id=2, is_host_transfer=true, {asked}
+      %r = (f32[21,8,128]{{2,1,0}}, u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true, {asked}
+      %d = token[] send-done(%s), channel_id=2
+      %e = token[] send(%a, %t), channel_id=9, is_host_transfer=true
+      ROOT %v = (f32[21,8,128]{{2,1,0}}, token[]) recv-done(%r), channel_id=1
+    """)  # noqa: E501
+    (row,) = rows
+    assert (row.kind, row.group, row.group_size) == ("all-reduce", group, len(group))
+    assert row.bytes == 21 * 8 * 128 * 4
+
+
+@pytest.mark.parametrize(
     ("text", "group"),
     [
         ("replica_groups={{0,4},{1,5}}", (0, 4)),

@@ -120,6 +120,13 @@ def terminated(runs: Runs, dice: random.Random) -> list[Try]:
     return _interrupted(runs, "terminated", fault, [143, 143], dice)
 
 
+def interrupted(runs: Runs, dice: random.Random) -> list[Try]:
+    """SIGINT, as of Ctrl-C, to one of two processes."""
+    process = dice.randrange(2)
+    fault = {"process": process, "step": dice.randint(1, 8), "what": "SIGINT", "pause": 0.5}
+    return _interrupted(runs, "interrupted", fault, [143, 143], dice)
+
+
 def coordinator_lost(runs: Runs, dice: random.Random) -> list[Try]:
     """SIGKILL of process 0, which runs the coordinator, while both train."""
     fault = {"process": 0, "step": dice.randint(1, STEPS), "what": "SIGKILL"}
@@ -226,6 +233,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Runs, random.Random], list[Try]]]] =
         "SIGKILL of one process of two, or of both, at random instants", 50,
         lambda runs, dice: killed_at_random(runs, dice, 2)),
     "sigterm": ("SIGTERM to one process of two", 5, terminated),
+    "sigint": ("SIGINT (Ctrl-C) to one process of two", 3, interrupted),
     "coordinator": ("the coordinator lost: SIGKILL of process 0 of two", 5, coordinator_lost),
     "stuck": ("a process alive but stuck, limit 5 s", 5, stuck),
     "clock": ("the wall clock leaps hours back and forth, and a kill", 4, clock_jumps),

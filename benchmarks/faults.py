@@ -32,6 +32,11 @@ from benchmarks.fault_topology import devices_in_turn, processes_in_turn
 from benchmarks.measure import machine
 from stacking_jax.training.telemetry import write_json
 
+_COMMAND = (
+    "python -m benchmarks.faults --out benchmarks/results/faults.json "
+    "--table benchmarks/results/faults.md"
+)
+
 LIVES = 300.0
 """Seconds after which a life that does not end counts as failed."""
 
@@ -352,7 +357,7 @@ def main() -> None:
     if not arguments.show:
         run_all(names, counts, work, kept)
     results = kept | {name: found for name in FAULTS if (found := _read(work / f"{name}.json"))}
-    about = machine()
+    about = machine() | {"command": _COMMAND}
     out.write_text(
         json.dumps({"benchmark": "faults", "machine": about, "tries": results}, indent=1) + "\n",
         encoding="utf-8",

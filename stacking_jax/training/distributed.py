@@ -214,6 +214,7 @@ def _nobody_came(processes: Processes) -> None:
     others = "" if processes.num_processes is None else f"{processes.num_processes - 1} "
     say(
         f"error: {which} on {socket.gethostname()} waited {processes.start_timeout} s for "
-        f"{others}other process(es), and not all have come; start all of them within --start_timeout"
+        f"{others}other process(es), and not all have come; start all of them within "
+        "--start_timeout"
     )
     os._exit(2)

@@ -32,6 +32,11 @@ from benchmarks.fault_topology import devices_in_turn, processes_in_turn
 from benchmarks.measure import machine
 from stacking_jax.training.telemetry import write_json
 
+_COMMAND = (
+    "python -m benchmarks.faults --out benchmarks/results/faults.json "
+    "--table benchmarks/results/faults.md"
+)
+
 LIVES = 300.0
 """Seconds after which a life that does not end counts as failed."""
 
@@ -118,6 +123,13 @@ def terminated(runs: Runs, dice: random.Random) -> list[Try]:
     process = dice.randrange(2)
     fault = {"process": process, "step": dice.randint(1, 8), "what": "SIGTERM", "pause": 0.5}
     return _interrupted(runs, "terminated", fault, [143, 143], dice)
+
+
+def interrupted(runs: Runs, dice: random.Random) -> list[Try]:
+    """SIGINT, as of Ctrl-C, to one of two processes."""
+    process = dice.randrange(2)
+    fault = {"process": process, "step": dice.randint(1, 8), "what": "SIGINT", "pause": 0.5}
+    return _interrupted(runs, "interrupted", fault, [143, 143], dice)
 
 
 def coordinator_lost(runs: Runs, dice: random.Random) -> list[Try]:
@@ -226,6 +238,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Runs, random.Random], list[Try]]]] =
         "SIGKILL of one process of two, or of both, at random instants", 50,
         lambda runs, dice: killed_at_random(runs, dice, 2)),
     "sigterm": ("SIGTERM to one process of two", 5, terminated),
+    "sigint": ("SIGINT (Ctrl-C) to one process of two", 3, interrupted),
     "coordinator": ("the coordinator lost: SIGKILL of process 0 of two", 5, coordinator_lost),
     "stuck": ("a process alive but stuck, limit 5 s", 5, stuck),
     "clock": ("the wall clock leaps hours back and forth, and a kill", 4, clock_jumps),
@@ -344,7 +357,7 @@ def main() -> None:
     if not arguments.show:
         run_all(names, counts, work, kept)
     results = kept | {name: found for name in FAULTS if (found := _read(work / f"{name}.json"))}
-    about = machine()
+    about = machine() | {"command": _COMMAND}
     out.write_text(
         json.dumps({"benchmark": "faults", "machine": about, "tries": results}, indent=1) + "\n",
         encoding="utf-8",

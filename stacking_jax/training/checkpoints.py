@@ -69,7 +69,11 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=not read_only,
-                async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT),
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=_SAVE_TIMEOUT,
+                    # Waiting for them has a limit of 5 minutes that nobody can set.
+                    create_directories_asynchronously=False,
+                ),
                 cleanup_tmp_directories=not read_only,
             ),
             item_names=("state", "meta"),

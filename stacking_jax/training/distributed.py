@@ -204,16 +204,17 @@ def _await_coordinator(processes: Processes) -> None:
                     f"the coordinator {processes.coordinator} cannot be reached from process "
                     f"{processes.process_id} on {socket.gethostname()} "
                     f"({error.strerror or error}, {processes.start_timeout} s long); process 0 "
-                    "runs it: see that it has started, and that its host and port are right and open"
+                    "runs it: see that it has started, and that host and port are right and open"
                 ) from error
         time.sleep(0.2)
 
 
 def _nobody_came(processes: Processes) -> None:
     which = "this process" if processes.process_id is None else f"process {processes.process_id}"
-    many = "the other" if processes.num_processes is None else f"{processes.num_processes - 1} other"
+    others = "" if processes.num_processes is None else f"{processes.num_processes - 1} "
     say(
-        f"error: {which} on {socket.gethostname()} waited {processes.start_timeout} s for {many} "
-        "process(es), and not all have come; start all of them within --start_timeout"
+        f"error: {which} on {socket.gethostname()} waited {processes.start_timeout} s for "
+        f"{others}other process(es), and not all have come; start all of them within "
+        "--start_timeout"
     )
     os._exit(2)

@@ -64,7 +64,7 @@ def start(run_dir: Path, *, faults=None, extra=(), **environment) -> list[subpro
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, what each printed, what each said."""
     try:
-        said = [process.communicate(timeout=200) for process in processes]
+        said = [process.communicate(timeout=400) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -84,8 +84,8 @@ def go_on(run_dir: Path, **options) -> list[str]:
 def plan(config, change):
     """Grown from one layer to two after step 5 of 16; no signal comes too late for it."""
     return change(
-        config, model={"num_layers": 2, "d_model": 16, "d_ff": 32}, total_steps=STEPS, eval_every=8, checkpoint_every=3, log_records=True,
-        keep_checkpoints=9, step_timeout=100,
+        config, model={"num_layers": 2, "d_model": 16, "d_ff": 32}, total_steps=STEPS,
+        eval_every=8, checkpoint_every=3, log_records=True, keep_checkpoints=9, step_timeout=100,
     )
 
 

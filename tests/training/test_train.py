@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import stacking_jax
 from stacking_jax.data import PackedBatches, open_cache
 from stacking_jax.errors import UserError
 from stacking_jax.training import Stopped, train
@@ -205,6 +207,20 @@ def test_a_run_may_move_to_another_mesh(config, change, stopped, tmp_path, refer
     run_dir = Path(shutil.copytree(stopped, tmp_path / "run"))
     summary = train(change(config, mesh={"data": 2, "fsdp": 2, "tensor": 2}), run_dir)
     assert summary["eval_loss"] == pytest.approx(read_summary(reference)["eval_loss"], rel=1e-5)
+
+
+def test_a_leaping_clock_changes_nothing_but_time_stamps(
+    config, tmp_path, reference, monkeypatch, read_summary, read_rows
+):
+    real, leaps = time.time, iter(range(1 << 30))
+    monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(leaps) * 5 * 3600)
+    summary = stop_and_go(config, tmp_path / "run", 5)
+    assert_same_run(summary, tmp_path / "run", reference, read_summary, read_rows)
+    stamps = [row["unix_time"] for row in read_rows(tmp_path / "run")]
+    assert stamps != sorted(stamps) and 0 < summary["wall_seconds"] < 3600
+    package = Path(stacking_jax.__file__).parent
+    asks = [path.name for path in package.rglob("*.py") if "time.time(" in path.read_text()]
+    assert asks == ["telemetry.py"]
 
 
 def test_a_finished_run_is_left_as_it_is(

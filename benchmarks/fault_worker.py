@@ -3,8 +3,9 @@
     FAULT='{"process": 1, "step": 4, "what": "SIGKILL"}' python -m benchmarks.fault_worker train ..
 
 FAULT is a JSON object:
-  what: "SIGTERM", "SIGKILL" or "SIGINT" of the process itself; "hang" in Python; or
-    "clock", in which `time.time` leaps hours back and forth from the beginning on.
+  what: "SIGTERM", "SIGKILL" or "SIGINT" of the process itself; "hang" in Python; "full", after
+    which no file can grow beyond `bytes`; or "clock", in which `time.time` leaps hours back and
+    forth from the beginning on.
   process, step: where and before which update it happens, once per process.
   pause: seconds to wait before each update, so that a tiny run lasts a while.
 FAULT_PHASE names a file that holds, in its first bytes, what the process is doing now.
@@ -19,6 +20,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -62,6 +64,10 @@ def _in_the_loop(fault: dict) -> None:
                 elif fault["what"] == "hang":
                     print(f"hangs from {time.monotonic()}", file=sys.stderr, flush=True)
                     time.sleep(3600)
+                elif fault["what"] == "full":
+                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], most))
             yield step, batch
 
     PackedBatches.iterate = faulty

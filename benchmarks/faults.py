@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.fault_runs import GROWTH, SAVE_EVERY, STEPS, Runs, is_saving, last_step, saved
+from benchmarks.fault_storage import LIVES, cut_file, damaged, disk_full, drop_marks, flip_bit
 from benchmarks.fault_topology import devices_in_turn, processes_in_turn
 from benchmarks.measure import machine
 from stacking_jax.training.telemetry import write_json
@@ -36,9 +37,6 @@ _COMMAND = (
     "python -m benchmarks.faults --out benchmarks/results/faults.json "
     "--table benchmarks/results/faults.md"
 )
-
-LIVES = 300.0
-"""Seconds after which a life that does not end counts as failed."""
 
 Try = dict[str, object]
 """What one try tells: `survived`, `seconds` until the run had ended, and what fits among
@@ -208,29 +206,6 @@ def clock_jumps(runs: Runs, dice: random.Random) -> list[Try]:
     return [one | ({"why": why} if why else {})]
 
 
-def unreadable_checkpoint(runs: Runs, dice: random.Random) -> list[Try]:
-    """The largest file of the newest checkpoint is cut in half between two lives."""
-    runs.reference()
-    run_dir = runs.begin(f"unreadable-{os.getpid()}")
-    began = time.monotonic()
-    life = runs.start(run_dir, fault={"process": 0, "step": dice.randint(6, 11), "what": "SIGTERM"})
-    life.wait(LIVES)
-    reached = last_step(run_dir)
-    newest = max((run_dir / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
-    files = [path for path in newest.rglob("*") if path.is_file() and "/d/" in str(path)]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
-    life = runs.start(run_dir)
-    codes = life.wait(LIVES)
-    why = f"ended with {codes}: {_last_words(life)}" if any(codes) else ""
-    if "moved to" not in life.said():
-        why = why or "nothing was said of the damage"
-    why = why or runs.difference(run_dir)
-    one: Try = {"survived": not why, "seconds": time.monotonic() - began}
-    one["lost"] = max(0, reached - life.resumed_from)
-    return [one | ({"why": why} if why else {})]
-
-
 FAULTS: dict[str, tuple[str, int, Callable[[Runs, random.Random], list[Try]]]] = {
     "kill_one_process": (
         "SIGKILL of a run of one process, at random instants", 300, killed_at_random),
@@ -242,7 +217,14 @@ FAULTS: dict[str, tuple[str, int, Callable[[Runs, random.Random], list[Try]]]] =
     "coordinator": ("the coordinator lost: SIGKILL of process 0 of two", 5, coordinator_lost),
     "stuck": ("a process alive but stuck, limit 5 s", 5, stuck),
     "clock": ("the wall clock leaps hours back and forth, and a kill", 4, clock_jumps),
-    "unreadable": ("an array file of the newest checkpoint cut in half", 3, unreadable_checkpoint),
+    "unreadable": ("an array file of the newest checkpoint cut in half", 5, damaged(cut_file)),
+    "unreadable_two": (
+        "the same, read by two processes", 3, damaged(cut_file, processes=2)),
+    "flipped": ("one bit of the newest checkpoint turned over", 5, damaged(flip_bit)),
+    "marks": (
+        "a checkpoint copied without its marks of a commit: it is used", 5,
+        damaged(drop_marks, moved=False)),
+    "full": ("the disk full from some step on", 5, disk_full),
     "processes": ("2 processes, then 1, then 2, also at a growth", 3, processes_in_turn),
     "devices": ("8 devices, then 4, 2 and 1, also at a growth", 3, devices_in_turn),
 }

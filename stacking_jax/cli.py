@@ -142,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     vocab.add_argument("--seed", type=int, default=0, help="of the sample")
     vocab.add_argument("--model_type", default="bpe", metavar="KIND",
                        help="bpe (default), or unigram as T5's")
+    vocab.add_argument("--symbol", action="append", default=[], metavar="TEXT",
+                       help="one piece wherever it occurs (repeatable)")
 
     sample = command("generate", _generate, "continue a prompt with a trained model")
     sample.add_argument("--run_dir", required=True, metavar="D", help="a run of `train`")

@@ -94,6 +94,7 @@ def train_vocabulary(
     vocab_size: int,
     *,
     model_type: str = "bpe",
+    symbols: Sequence[str] = (),
     character_coverage: float = 0.9995,
 ) -> bytes:
     """Trains a SentencePiece model; returns the bytes of its file.
@@ -104,20 +105,22 @@ def train_vocabulary(
       model_type: "bpe" or "unigram" (as T5's). BPE trains several times faster, and has no
         ties: where two segmentations score the same, as in a run of one character, unigram
         leaves the choice to the library, and TensorFlow's copy of it chooses otherwise.
+      symbols: texts that are one piece wherever they occur, such as "def " or "x=".
       character_coverage: the share of characters that get pieces; the rest is left to bytes.
 
     Raises:
-      UserError: no text; a size that the text cannot fill or that leaves out its letters; or
-        another model type.
+      UserError: no text; a size that the text cannot fill or that leaves out its letters;
+        another model type; or a symbol that is empty, given twice or not on one line.
     """
     import sentencepiece
 
     if model_type not in MODEL_TYPES:
         raise UserError(f"the model type is one of {', '.join(MODEL_TYPES)}; got {model_type!r}")
-    if vocab_size <= FEWEST_PIECES:
+    _check_symbols(symbols)
+    if vocab_size <= FEWEST_PIECES + len(symbols):
         raise UserError(
-            f"a vocabulary of {vocab_size} pieces has no room for text: {FEWEST_PIECES} are taken "
-            "by bytes, special ids and newlines; raise --vocab_size"
+            f"a vocabulary of {vocab_size} pieces has no room for text: "
+            f"{FEWEST_PIECES + len(symbols)} are taken by bytes, special ids, newlines and symbols; raise --vocab_size"
         )
     lines = _lines(texts)
     first = next(lines, None)
@@ -139,7 +142,8 @@ def train_vocabulary(
             allow_whitespace_only_pieces=True,
             byte_fallback=True,
             split_digits=True,
-            user_defined_symbols=list(ALONE),
+            # A space is this mark within the library.
+            user_defined_symbols=[*ALONE, *(text.replace(" ", "\u2581") for text in symbols)],
             pad_id=0,
             eos_id=1,
             unk_id=2,
@@ -171,6 +175,14 @@ def measure(tokenizer: SentencePiece, texts: Sequence[bytes]) -> Measured:
             advance()
     size = sum(len(text) for text in texts)
     return Measured(len(texts), size, tokens, lossy, difference)
+
+
+def _check_symbols(symbols: Sequence[str]) -> None:
+    for number, text in enumerate(symbols):
+        if not text or text in symbols[:number] or set(text) & set(ALONE):
+            raise UserError(
+                f"--symbol {text!r}: a symbol is a text on one line, and given once"
+            )
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

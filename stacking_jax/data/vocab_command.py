@@ -31,7 +31,8 @@ def run(config: DataConfig, arguments: argparse.Namespace) -> None:
     pieces = arguments.vocab_size - arguments.extra_ids
     console.say(f"training from {size / 1e6:,.1f} MB of text in {len(texts):,} pieces of documents")
     model = train_vocabulary(
-        (text.decode() for text in texts), pieces, model_type=arguments.model_type
+        (text.decode() for text in texts), pieces, model_type=arguments.model_type,
+        symbols=arguments.symbol,
     )
     tokenizer = SentencePiece(model, arguments.extra_ids, out.name)
     _write_new(out, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from stacking_jax.training.telemetry import one_line_disk_errors
 class RecordLog:
     """records-P.jsonl: for each step the rows that process P put on its devices.
 
-    A line holds the step (counted from 1, as in metrics.jsonl), the first of the
+    A line holds the step (counted from 1, as in metrics.jsonl), the numbers of the
     process's rows in the global batch, and for each row the digest of its tokens and
     documents as they were handed over. A run that goes on from a step first drops what
     was written after it, whichever process wrote it.
@@ -32,14 +32,14 @@ class RecordLog:
                     _drop_after(path, first_step)
             self._file = open(self._path, "a", encoding="utf-8")
 
-    def write(self, step: int, first_row: int, batch: Mapping[str, np.ndarray]) -> None:
-        """Notes the rows `[rows, length]` of a step."""
+    def write(self, step: int, rows: Sequence[int], batch: Mapping[str, np.ndarray]) -> None:
+        """Notes the rows `[rows, length]` of a step, and which of the batch they are."""
         ids = [
             hashlib.blake2b(tokens.tobytes() + segments.tobytes(), digest_size=8).hexdigest()
             for tokens, segments in zip(batch["tokens"], batch["segment_ids"], strict=True)
         ]
         with one_line_disk_errors(self._path):
-            line = {"step": step, "first_row": first_row, "ids": ids}
+            line = {"step": step, "rows": list(rows), "ids": ids}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
@@ -52,7 +52,8 @@ def read_records(run_dir: Path) -> dict[int, list[str]]:
     """Step -> the digests of its whole batch, the rows of all processes put together.
 
     Raises:
-      ValueError: rows of a step are missing or were read twice.
+      ValueError: rows of a step are missing, or processes that share a row (where `tensor`
+        or `sequence` goes from one to another) were not given the same.
     """
     parts: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(run_dir.glob("records-*.jsonl")):
@@ -60,12 +61,15 @@ def read_records(run_dir: Path) -> dict[int, list[str]]:
             parts.setdefault(line["step"], []).append(line)
     records = {}
     for step, lines in sorted(parts.items()):
-        ids: list[str] = []
-        for line in sorted(lines, key=lambda line: line["first_row"]):
-            if line["first_row"] != len(ids):
-                raise ValueError(f"step {step}: rows from {len(ids)} on are missing or read twice")
-            ids += line["ids"]
-        records[step] = ids
+        ids: dict[int, str] = {}
+        for line in lines:
+            for row, found in zip(line["rows"], line["ids"], strict=True):
+                if ids.setdefault(row, found) != found:
+                    raise ValueError(f"step {step}: processes were given different rows {row}")
+        missing = set(range(max(ids) + 1)) - set(ids)
+        if missing:
+            raise ValueError(f"step {step}: the rows {sorted(missing)} are missing")
+        records[step] = [ids[row] for row in sorted(ids)]
     return records
 
 

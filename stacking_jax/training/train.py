@@ -287,7 +287,7 @@ def _train(
                 with clock.section("data"):
                     here = next(batches)[1]
                     if records is not None:
-                        records.write(step, rows.start, here)
+                        records.write(step, rows, here)
                     batch = sharding.place_batch(here, mesh)
                 with clock.section("step"):
                     state, metrics = programs.train_step(state, batch)

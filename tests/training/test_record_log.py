@@ -30,19 +30,25 @@ def test_a_run_that_goes_on_reads_what_it_would_have_read(config, change, tmp_pa
 
 
 def test_what_a_killed_run_wrote_after_its_checkpoint_is_dropped(tmp_path):
-    for process, first in ((0, 0), (1, 4)):
-        lines = [{"step": step, "first_row": first, "ids": ["a"] * 4} for step in (1, 2, 3)]
+    for process, rows in ((0, [0, 1, 2, 3]), (1, [4, 5, 6, 7])):
+        lines = [{"step": step, "rows": rows, "ids": ["a"] * 4} for step in (1, 2, 3)]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / f"records-{process}.jsonl").write_text(text + '{"step": 4, "fir')
+        (tmp_path / f"records-{process}.jsonl").write_text(text + '{"step": 4, "ro')
     RecordLog(tmp_path, 2).close()
     assert read_records(tmp_path) == {1: ["a"] * 8, 2: ["a"] * 8}
 
 
-def test_rows_that_are_missing_or_twice_are_found(tmp_path):
-    path = tmp_path / "records-0.jsonl"
-    path.write_text('{"step": 1, "first_row": 4, "ids": ["a"]}\n')
-    with pytest.raises(ValueError, match="step 1: rows from 0 on are missing or read twice"):
+def test_rows_that_are_missing_or_differ_between_processes_are_found(tmp_path):
+    def write(process, rows, ids):
+        line = json.dumps({"step": 1, "rows": rows, "ids": ids})
+        (tmp_path / f"records-{process}.jsonl").write_text(line + "\n")
+
+    write(0, [4], ["a"])
+    with pytest.raises(ValueError, match=r"step 1: the rows \[0, 1, 2, 3\] are missing"):
         read_records(tmp_path)
-    path.write_text('{"step": 1, "first_row": 0, "ids": ["a"]}\n' * 2)
-    with pytest.raises(ValueError, match="missing or read twice"):
+    write(0, [0, 1], ["a", "b"])
+    write(1, [1, 2], ["b", "c"])  # They share a row, as under `tensor`.
+    assert read_records(tmp_path) == {1: ["a", "b", "c"]}
+    write(1, [1, 2], ["x", "c"])
+    with pytest.raises(ValueError, match="step 1: processes were given different rows 1"):
         read_records(tmp_path)

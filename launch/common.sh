@@ -79,7 +79,7 @@ stacking_jax() {
 
 # Whether `stacking-jax` ended with the code $1 in a way that the same command goes on from:
 # 143 preempted, everything saved; 134 a peer was lost; 137 killed; 75 stuck, and ended by its
-# own watchdog. See docs/surviving.md.
+# own watchdog, or other hosts were not there yet. See docs/surviving.md.
 goes_on() {
   case "$1" in
     75 | 134 | 137 | 143) return 0 ;;

@@ -35,7 +35,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code.
 
-    0 done; 2 the user can put it right (one line says how); 128 + n stopped by
+    0 done; 2 the user can put it right (one line says how); 75 try again later; 128 + n stopped by
     signal n with everything saved. docs/surviving.md has the codes that others give.
     """
     from stacking_jax import gin_config
@@ -59,7 +59,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, UserError):
         # One line, whatever the message quotes.
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130

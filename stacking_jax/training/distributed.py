@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import jax
 
 from stacking_jax.console import say
-from stacking_jax.errors import UserError
+from stacking_jax.errors import NotYet, UserError
 
 LOST = 128 + 6
 """Exit code of a process that has lost another: that of SIGABRT, by which JAX ends it."""
@@ -200,7 +200,7 @@ def _await_coordinator(processes: Processes) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
+                raise NotYet(
                     f"the coordinator {processes.coordinator} cannot be reached from process "
                     f"{processes.process_id} on {socket.gethostname()} "
                     f"({error.strerror or error}, {processes.start_timeout} s long); process 0 "
@@ -217,4 +217,4 @@ def _nobody_came(processes: Processes) -> None:
         f"{others}other process(es), and not all have come; start all of them within "
         "--start_timeout"
     )
-    os._exit(2)
+    os._exit(NotYet.exit_code)

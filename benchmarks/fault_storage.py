@@ -54,8 +54,9 @@ def damaged(damage: Damage, processes: int = 1, moved: bool = True):
         runs.reference(processes)
         run_dir = runs.begin(f"{damage.__name__}-{processes}-{os.getpid()}")
         began = time.monotonic()
-        # Not before the second checkpoint: there must be one to fall back to.
-        step = dice.randint(2 * SAVE_EVERY + 1, STEPS - 1)
+        # Not before the second checkpoint: there must be one to fall back to. Not so late that
+        # several processes, which must first agree, come to the end of the run instead.
+        step = dice.randint(2 * SAVE_EVERY + 1, STEPS - 1 if processes == 1 else STEPS - 5)
         life = runs.start(
             run_dir, processes, fault={"process": 0, "step": step, "what": "SIGTERM"}
         )

@@ -161,6 +161,18 @@ def test_a_sample_does_not_depend_on_the_order(pieces, most, seed, chosen):
         assert sum(map(len, everything[: len(first) + 1])) > most
 
 
+def test_symbols_are_whole_wherever_they_occur():
+    symbols = ["x=", "___. ->"]
+    model = train_vocabulary(texts(), 400, symbols=symbols)
+    tokenizer = SentencePiece(model, 0, "symbols")
+    for text in ("x=12", "ax=___. ->7\n", "x= ___. -> x"):
+        pieces = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert [piece for piece in pieces if piece in symbols] == [
+            symbol for symbol in sorted(symbols, key=text.find) if symbol in text
+        ]
+
+
 @pytest.mark.parametrize(
     "given_texts, size, options, complaint",
     [
@@ -169,6 +181,8 @@ def test_a_sample_does_not_depend_on_the_order(pieces, most, seed, chosen):
         (texts(), 100_000, {}, "fills no more than \\d+ pieces"),
         (texts(), 270, {}, "raise --vocab_size"),
         (texts(), 1000, {"model_type": "word"}, "model type is one of"),
+        (texts(), 1000, {"symbols": ["x", "x"]}, "--symbol 'x': .* given once"),
+        (texts(), 1000, {"symbols": ["a\nb"]}, "on one line"),
     ],
 )
 def test_what_cannot_be_trained(given_texts, size, options, complaint):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stacking_jax.console import say
+from stacking_jax.console import say, warn
 from stacking_jax.errors import UserError
 from stacking_jax.paths import is_remote
 from stacking_jax.training.spool import Spool
@@ -125,7 +125,13 @@ class MetricsLog:
 
     def close(self) -> None:
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as error:  # As on a full disk, which has been reported already.
+                warn(
+                    f"TensorBoard events are not complete ({error.strerror or error}); "
+                    "metrics.jsonl is what counts"
+                )
         with one_line_disk_errors(self._path):
             self._file.close()
             if self._spool is not None:

@@ -334,7 +334,7 @@ def _train(
 
         # ---- The end: `scores` are those of the last step, in its checkpoint too -------
         summary = about | summarise(config, state, recorder, scores)
-        summary["goodput"] = goodput.write(plan.total_steps, counters.stages)
+    summary["goodput"] = goodput.write(plan.total_steps, counters.stages)
     if main_process:
         write_json(run_dir / "summary.json", summary)
     return summary

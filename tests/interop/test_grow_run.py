@@ -293,7 +293,8 @@ def test_a_damaged_checkpoint_leaves_nothing(run_dir, tmp_path):
     for file in (broken / "checkpoints" / "6" / "state").rglob("*"):
         if file.parent.name == "d":
             file.write_bytes(b"damage")
-    with pytest.raises(UserError, match=r"the checkpoint .*6 cannot be read") as caught:
+    complaint = r"checkpoint 6 .*cannot be read \(state/.* has 6 bytes"
+    with pytest.raises(UserError, match=complaint) as caught:
         grow_folder(broken, tmp_path / "out", [0, 1, 2, 3, 3], step=6)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["run"]

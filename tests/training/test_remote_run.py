@@ -33,9 +33,11 @@ def rows(text: str) -> list[dict]:
 def local_checkpoints(tmp_path, monkeypatch):
     """Makes `train` keep its checkpoints here, whatever its run directory."""
     program = sys.modules["stacking_jax.training.train"]
-    monkeypatch.setattr(
-        program, "Checkpoints", lambda directory, keep: Checkpoints(tmp_path / "kept", keep)
-    )
+
+    def kept_here(directory, *arguments, **options):
+        return Checkpoints(tmp_path / "kept", *arguments, **options)
+
+    monkeypatch.setattr(program, "Checkpoints", kept_here)
 
 
 def test_a_run_in_a_store_is_the_run_on_the_disk(

@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/learned_primitive"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--documents", type=int, default=30_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

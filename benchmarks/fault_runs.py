@@ -59,6 +59,10 @@ TrainConfig.log_records = True
 """
 
 
+LIVES = 300.0
+"""Seconds after which a life that does not end counts as failed."""
+
+
 @dataclasses.dataclass
 class Life:
     """The processes of one start, until they have ended.
@@ -112,6 +116,14 @@ class Life:
 
     def said(self, process: int = 0) -> str:
         return self.logs[process].read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def last_words(self) -> str:
+        """The last line that each process printed."""
+        return " | ".join(
+            (self.said(process).strip().splitlines() or [""])[-1][:200]
+            for process in range(len(self.pids))
+        )
 
     @property
     def resumed_from(self) -> int:

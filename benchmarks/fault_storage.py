@@ -9,11 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fault_runs import SAVE_EVERY, STEPS, Life, Runs, last_step
+from benchmarks.fault_runs import LIVES, SAVE_EVERY, STEPS, Life, Runs, last_step
 from stacking_jax.training.manifest import COMMIT_MARK, STEP_METADATA
-
-LIVES = 300.0
-"""Seconds after which a life that does not end counts as failed."""
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -102,8 +99,7 @@ def _arrays(checkpoint: Path) -> list[Path]:
 
 def _ended(life: Life) -> str:
     codes = life.wait(LIVES)
-    last = life.said().strip().splitlines()[-1:]
-    return f"ended with {codes}: {last}" if any(codes) else ""
+    return f"ended with {codes}: {life.last_words}" if any(codes) else ""
 
 
 def _one(why: str, began: float, lost: int) -> dict:

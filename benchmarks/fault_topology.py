@@ -8,9 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from benchmarks.fault_runs import GROWTH, SAVE_EVERY, STEPS, Life, Runs, losses
-
-_WAIT = 300.0
+from benchmarks.fault_runs import GROWTH, LIVES, SAVE_EVERY, STEPS, Life, Runs, losses
 
 
 def processes_in_turn(runs: Runs, dice: random.Random) -> list[dict[str, object]]:
@@ -38,7 +36,7 @@ def _in_turn(runs: Runs, name: str, lives, reference: tuple[int, int]) -> list[d
             run_dir, processes, devices, environment={"FAULT_DIGESTS": "1"},
             stop_at=stop,
         )
-        codes = life.wait(_WAIT)
+        codes = life.wait(LIVES)
         if any(codes):
             return [{"survived": False, "why": f"ended with {codes}", "seconds": 0.0}]
         for step, digest in _said(life, "restored").items():

@@ -27,8 +27,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fault_runs import GROWTH, SAVE_EVERY, STEPS, Runs, is_saving, last_step, saved
-from benchmarks.fault_storage import LIVES, cut_file, damaged, disk_full, drop_marks, flip_bit
+from benchmarks.fault_runs import (
+    GROWTH,
+    LIVES,
+    SAVE_EVERY,
+    STEPS,
+    Runs,
+    is_saving,
+    last_step,
+    saved,
+)
+from benchmarks.fault_storage import cut_file, damaged, disk_full, drop_marks, flip_bit
 from benchmarks.fault_topology import devices_in_turn, processes_in_turn
 from benchmarks.measure import machine
 from stacking_jax.training.telemetry import write_json
@@ -67,7 +76,7 @@ def killed_at_random(runs: Runs, dice: random.Random, processes: int = 1) -> lis
                 again += 1  # Held up for longer than a heartbeat may take, on a busy machine.
                 continue
             if any(codes):
-                why = f"went on and ended with {codes}: {_last_words(life)}"
+                why = f"went on and ended with {codes}: {life.last_words}"
             break
         tries.append({**killed, "survivors": [code for code in codes if code != -9]})
         if any(code in (None, 2) for code in tries[-1]["survivors"]):
@@ -161,20 +170,20 @@ def _interrupted(
     codes = life.wait(LIVES)
     one: Try = {}
     if expected is not None:
-        why = "" if codes == expected else f"ended with {codes}: {_last_words(life)}"
+        why = "" if codes == expected else f"ended with {codes}: {life.last_words}"
     else:
         said = life.said(0) + life.said(1)
         waits = re.findall(r"has been at '\w+' for ([\d.]+) s \(limit ([\d.]+) s\)", said)
         late = [float(seconds) for seconds, limit in waits if float(seconds) > 2 * float(limit)]
         good = 75 in codes and None not in codes and 0 not in codes and waits and not late
-        why = "" if good else f"ended with {codes}: {_last_words(life)}"
+        why = "" if good else f"ended with {codes}: {life.last_words}"
         if waits:
             one["found"] = max(float(seconds) for seconds, _ in waits)
     reached = last_step(run_dir)
     life = runs.start(run_dir, 2)
     codes = life.wait(LIVES)
     if any(codes):
-        why = why or f"went on and ended with {codes}: {_last_words(life)}"
+        why = why or f"went on and ended with {codes}: {life.last_words}"
     one["lost"] = max(0, reached - life.resumed_from)
     why = why or runs.difference(run_dir, 2)
     one |= {"survived": not why, "seconds": time.monotonic() - began}
@@ -199,7 +208,7 @@ def clock_jumps(runs: Runs, dice: random.Random) -> list[Try]:
     reached = last_step(run_dir)
     life = runs.start(run_dir, processes, fault=jumping, bindings=["TrainConfig.step_timeout=60.0"])
     codes = life.wait(LIVES)
-    why = f"ended with {codes}: {_last_words(life)}" if any(codes) else ""
+    why = f"ended with {codes}: {life.last_words}" if any(codes) else ""
     why = why or runs.difference(run_dir, processes)
     one: Try = {"survived": not why, "seconds": time.monotonic() - began}
     one["lost"] = max(0, reached - life.resumed_from)
@@ -229,13 +238,6 @@ FAULTS: dict[str, tuple[str, int, Callable[[Runs, random.Random], list[Try]]]] =
     "devices": ("8 devices, then 4, 2 and 1, also at a growth", 3, devices_in_turn),
 }
 """Name -> what it is called in the table, how many tries, and what does one or more."""
-
-
-def _last_words(life) -> str:
-    return " | ".join(
-        (life.said(process).strip().splitlines() or [""])[-1][:200]
-        for process in range(len(life.pids))
-    )
 
 
 def run_all(names: list[str], counts: dict[str, int], work: Path, kept: dict) -> None:

@@ -21,6 +21,7 @@ from stacking_jax.interop.run_files import first_meta, write_run_files
 from stacking_jax.interop.tensor_files import Tensor, read_json
 from stacking_jax.models import LAYOUT, DecoderConfig
 from stacking_jax.training import manifest
+from stacking_jax.training.checkpoints import as_stored
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.state import initial_state
@@ -87,9 +88,7 @@ def import_folder(
     abstract = jax.eval_shape(
         lambda: initial_state(config.model, make_optimizer, folder.depth, seed=0)
     )
-    # As training writes it, where the state's fields are the keys of a dict.
-    fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
-    tree = {name: value for name, value in fields.items() if value is not None}
+    tree = as_stored(abstract)
     with new_folder(out) as temporary:
         (temporary / "checkpoints").mkdir()
         state = stored_state.create(temporary / "checkpoints" / "0", tree, first_meta(config))

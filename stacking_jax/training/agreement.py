@@ -17,7 +17,7 @@ import jax
 
 import stacking_jax
 from stacking_jax.errors import UserError
-from stacking_jax.training import distributed
+from stacking_jax.training import consensus
 from stacking_jax.training.config import TrainConfig
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "flax", "optax", "orbax-checkpoint", "grain")
@@ -42,7 +42,7 @@ def check_agreement(
     facts = {"host": socket.gethostname(), **facts_of(config, data_digest)}
     facts["checkpoints in the run directory"] = _checkpoints(run_dir)
     facts["--stop_at"] = str(stop_at)
-    compare([json.loads(said) for said in distributed.gather("agreement", json.dumps(facts))])
+    compare(consensus.every(facts))
 
 
 def facts_of(config: TrainConfig, data_digest: str) -> dict[str, Any]:

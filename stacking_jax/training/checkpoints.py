@@ -93,7 +93,7 @@ class Checkpoints:
         # Orbax would wait here anyway; this way a failure is reported under its own step.
         self.wait()
         step = self._last_begun = int(meta["step"])
-        tree = _as_dict(state)
+        tree = as_stored(state)
         with self._saving():
             self._manager.save(
                 step,
@@ -196,7 +196,7 @@ class Checkpoints:
         """The state of one checkpoint."""
         restored = self._manager.restore(
             step,
-            args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(_as_dict(abstract))),
+            args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(as_stored(abstract))),
         )
         return TrainState(**restored["state"])
 
@@ -361,7 +361,8 @@ def storage(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(args, tree)
 
 
-def _as_dict(state: TrainState) -> dict[str, Any]:
+def as_stored(state: TrainState) -> dict[str, Any]:
+    """A state as it lies on disk: nested dicts, without what it has none of."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -155,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--top_p", type=float, default=1.0, metavar="P")
     sample.add_argument("--num_samples", type=int, default=1, metavar="N")
     sample.add_argument("--seed", type=int, default=0)
+    cli_processes.add_arguments(sample)
 
     cli_evaluation.add_commands(command, _gin_arguments)
 

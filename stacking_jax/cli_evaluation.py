@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stacking_jax import cli_processes
+
 
 def add_commands(command: Callable, gin_arguments: Callable) -> None:
     """Adds the subparsers.
@@ -27,6 +29,7 @@ def add_commands(command: Callable, gin_arguments: Callable) -> None:
     evaluate.add_argument("--out", metavar="DIR", help="in place of RUN/evaluations")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead")
     gin_arguments(evaluate, required=False)
+    cli_processes.add_arguments(evaluate)
 
     finetune = command("finetune", _finetune, "train a checkpoint on a task, scoring as it goes")
     finetune.add_argument("--run_dir", required=True, metavar="D", help="a run of `train`")
@@ -35,6 +38,7 @@ def add_commands(command: Callable, gin_arguments: Callable) -> None:
     finetune.add_argument("--task", metavar="T,U", help="in place of those of the gin file")
     finetune.add_argument("--json", action="store_true", help="print one JSON object instead")
     gin_arguments(finetune, required=False)
+    cli_processes.add_arguments(finetune)
 
     isoplot = command("isoplot", _isoplot, "draw scores on tasks against loss, as a PNG")
     isoplot.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

@@ -28,7 +28,7 @@ from stacking_jax.evaluation.model import LanguageModel, RunModels
 from stacking_jax.evaluation.task import EvalTask
 from stacking_jax.models import LAYOUT
 from stacking_jax.paths import make_folder, open_path
-from stacking_jax.training import sharding
+from stacking_jax.training import consensus, distributed, sharding
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.schedules import learning_rate
 from stacking_jax.training.state import TrainState, abstract_state, shardings_of
@@ -71,11 +71,12 @@ def finetune(
         "run": str(run_dir), "step": step, "tasks": [task.name for task in tasks],
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }  # fmt: skip
-    _check_folder(out, about)
+    with distributed.main_process_first("finetune"):
+        _check_folder(out, about)
     prepared = [prepare(task, settings) for task in tasks]
     datasets = []
     for number in range(config.num_datasets):
-        done = read_dataset(out, number)
+        done = consensus.from_first(read_dataset(out, number))
         if done is None:
             done = _one_dataset(run, step, out, config, settings, tasks, prepared, number)
             if jax.process_index() == 0:

@@ -16,7 +16,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.tokens import Split, split
 from stacking_jax.paths import open_path
-from stacking_jax.training import sharding
+from stacking_jax.training import consensus, sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.config import TrainConfig
@@ -103,7 +103,8 @@ class RunModels:
         self._checkpoints = Checkpoints(
             self.run_dir / "checkpoints", read_only=True, digests=self.config.checkpoint_digests
         )
-        self.steps = self._checkpoints.steps()
+        # A run may go on beside this one, and its newest step is not the same for all who ask.
+        self.steps = consensus.from_first(self._checkpoints.steps())
         if not self.steps:
             raise UserError(f"{run_dir} holds no checkpoint yet")
         self._settings = settings

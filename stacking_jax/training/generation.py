@@ -10,7 +10,7 @@ from stacking_jax.data import tokenizer as open_tokenizer
 from stacking_jax.errors import UserError
 from stacking_jax.models.decoding import generate
 from stacking_jax.paths import open_path
-from stacking_jax.training import sharding
+from stacking_jax.training import consensus, sharding
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.growing import refuse_open_ramp
@@ -46,7 +46,8 @@ def sample_from_run(
     checkpoints = Checkpoints(
         run_dir / "checkpoints", read_only=True, digests=config.checkpoint_digests
     )
-    steps = checkpoints.steps()
+    # Of a run that goes on, the newest is not the same for all who ask.
+    steps = consensus.from_first(checkpoints.steps())
     if not steps:
         raise UserError(f"{run_dir} holds no checkpoint yet")
     if step is None:

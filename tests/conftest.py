@@ -15,6 +15,8 @@ NUM_DEVICES = 8
 
 # A value that is already set wins: JAX_PLATFORMS=cuda python -m pytest tests/growth.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile the same small programs again and again, in this process and in those they start.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # An operation that would silently repeat [L] over [B, L] raises instead.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh
 from stacking_jax.data.records import batch_keys
 from stacking_jax.errors import UserError
 from stacking_jax.models import LAYOUT
+from stacking_jax.models.head_loss import chunk_of
 from stacking_jax.planning.compiled import state_bytes
 from stacking_jax.planning.topology import Topology
 from stacking_jax.training import sharding
@@ -162,7 +163,12 @@ class _Step:
             "minimal": kept_input + self.named(), "none": kept_input + self.everything(),
         }[model.remat]
         cast = self.params * self.number / 4 if self.number < 4 else 0
-        logits = 2 * 4 * self.tokens * model.vocab_size / self.sizes["tensor"]
+        words = model.vocab_size // self.sizes["tensor"]
+        shape = max(int(self.rows), 1), self.config.data.sequence_length
+        chunk = chunk_of(model.loss, model.loss_chunk, shape, words)
+        logits = 2 * 4 * (chunk or self.tokens) * words
+        if chunk is not None:  # The gradient of the head, summed over the chunks.
+            logits += 4 * words * model.d_model
         sharded = self.sizes["fsdp"] > 1
         gathered = (2 * self.layer_weights + self.number * self.embedding) if sharded else 0
         # The logits are gone when the first layer's backward pass begins.

@@ -9,7 +9,10 @@ from stacking_jax.growth import ModelCosts
 
 DTYPES = ("float32", "bfloat16")
 STACK_MODES = ("auto", "scan", "unroll")
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "dots", "minimal", "full", "offload")
+LOSS_MODES = ("auto", "whole", "chunked")
+HOW_COMPUTED = ("stack", "scan_unroll", "remat", "loss", "loss_chunk")
+"""Settings that change how the model is computed, and not what: of no account to a result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,16 @@ class DecoderConfig:
       dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
       stack: 'scan' (flat compile time), 'unroll' (faster on CPU), or 'auto':
         unroll on CPU up to 24 layers, scan elsewhere.
+      scan_unroll: layers that one turn of a scan runs; 1 compiles fastest.
       remat: what a layer keeps for its backward pass: 'none' (rematerialises
-        nothing), 'dots' (keeps matrix products), 'full' (keeps its input only).
+        nothing), 'dots' (keeps matrix products), 'minimal' (keeps its input, what attention
+        reads and gives, and the stream behind it), 'full' (keeps its input only),
+        'offload' (keeps on the device nothing: what 'minimal' does, in the host's memory).
+      loss: 'whole' (the logits of all tokens at once), 'chunked' (those of a few thousand
+        tokens at a time, see `head_loss`), or 'auto': chunked where the float32 logits
+        of a device would take more than `head_loss.LOGIT_BYTES`.
+      loss_chunk: tokens of a device in a chunk; None for as many as have logits of
+        `LOGIT_BYTES`.
       bidirectional_prompts: whether the tokens of a prompt see each other, in
         training (prefix LM, span corruption) and at evaluation alike. Costs
         nothing; plain causal data have no prompts and run the same program. Off
@@ -54,12 +65,16 @@ class DecoderConfig:
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
     stack: str = "auto"
+    scan_unroll: int = 1
     remat: str = "none"
+    loss: str = "auto"
+    loss_chunk: int | None = None
     bidirectional_prompts: bool = False
 
     def __post_init__(self):
-        optional = ("num_kv_heads", "head_dim")
-        for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", *optional):
+        optional = ("num_kv_heads", "head_dim", "loss_chunk")
+        needed = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "scan_unroll")
+        for name in (*needed, *optional):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
@@ -85,7 +100,10 @@ class DecoderConfig:
                 raise UserError(
                     f"DecoderConfig.{name} must be positive; got {getattr(self, name)!r}"
                 )
-        for name, known in (("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES)):
+        for name, known in (
+            ("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES),
+            ("loss", LOSS_MODES),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(

@@ -66,6 +66,8 @@ def constrainer(mesh: LogicalMesh) -> Constrain:
         where = NamedSharding(mesh.physical, PartitionSpec(*fitting))
         return jax.lax.with_sharding_constraint(x, where)
 
+    # Who cuts an array by hand must know into how many parts the mesh does.
+    constrain.parts = mesh.parts
     return constrain
 
 

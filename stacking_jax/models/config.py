@@ -10,6 +10,7 @@ from stacking_jax.growth import ModelCosts
 DTYPES = ("float32", "bfloat16")
 STACK_MODES = ("auto", "scan", "unroll")
 REMAT_POLICIES = ("none", "dots", "full")
+ATTENTIONS = ("auto", "xla", "splash", "cudnn", "triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,14 @@ class DecoderConfig:
       remat: what a layer keeps for its backward pass: 'none' (rematerialises
         nothing), 'dots' (keeps matrix products), 'full' (keeps its input only).
       bidirectional_prompts: whether the tokens of a prompt see each other, in
-        training (prefix LM, span corruption) and at evaluation alike. Costs
-        nothing; plain causal data have no prompts and run the same program. Off
-        by default, since the Llama classes that read an exported model are causal.
+        training (prefix LM, span corruption) and at evaluation alike. Plain causal
+        data have no prompts and run the same program. Off by default, since the
+        Llama classes that read an exported model are causal.
+      attention: the kernel in training: 'auto' (by the platform that the program is
+        compiled for), 'xla', 'splash' (TPU), 'cudnn' or 'triton' (NVIDIA); see
+        docs/speed.md. Decoding is XLA's.
+      max_documents: the most documents that a row of the data holds, which cuDNN's
+        program is compiled for; a row with more is refused. None where it is not known.
 
     Raises:
       UserError: where the sizes do not fit together.
@@ -56,9 +62,11 @@ class DecoderConfig:
     stack: str = "auto"
     remat: str = "none"
     bidirectional_prompts: bool = False
+    attention: str = "auto"
+    max_documents: int | None = None
 
     def __post_init__(self):
-        optional = ("num_kv_heads", "head_dim")
+        optional = ("num_kv_heads", "head_dim", "max_documents")
         for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", *optional):
             value = getattr(self, name)
             if value is None and name in optional:
@@ -85,7 +93,10 @@ class DecoderConfig:
                 raise UserError(
                     f"DecoderConfig.{name} must be positive; got {getattr(self, name)!r}"
                 )
-        for name, known in (("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES)):
+        for name, known in (
+            ("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES),
+            ("attention", ATTENTIONS),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(

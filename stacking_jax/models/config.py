@@ -40,7 +40,7 @@ class DecoderConfig:
         Llama classes that read an exported model are causal.
       attention: the kernel in training: 'auto' (by the platform that the program is
         compiled for), 'xla', 'splash' (TPU), 'cudnn' or 'triton' (NVIDIA); see
-        docs/speed.md. Decoding is XLA's.
+        docs/attention.md. Decoding is XLA's.
       max_documents: the most documents that a row of the data holds, which cuDNN's
         program is compiled for; a row with more is refused. None where it is not known.
 

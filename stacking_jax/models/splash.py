@@ -66,7 +66,8 @@ def attend(
     kernel = _kernel(
         length + pad, heads // placement.parts("heads"), parts, causal, interpret
     )
-    where = placement.sharding((None, "length"))
+    # The full mask is the same for every part of the queries.
+    where = placement.sharding((None, "length" if causal else None))
     shape_of = None if where is None else kernel.manual_sharding_spec(where)
     of_query, of_key = (placement.spec(axes) for axes in names)
     of_rows = placement.spec(("batch", "length")), placement.spec(("batch", "keys"))
@@ -92,8 +93,11 @@ def block_size(length: int) -> int:
 
 def _kernel(length: int, heads: int, parts: int, causal: bool, interpret: bool):
     splash = _splash()
-    mask = (splash.CausalMask if causal else splash.FullMask)((length, length))
-    block_q, block = block_size(length // parts), block_size(length)
+    if causal:
+        mask = splash.CausalMask((length, length))
+    else:
+        mask, parts = splash.FullMask((length // parts, length)), 1
+    block_q, block = block_size(mask.shape[0] // parts), block_size(length)
     sizes = splash.BlockSizes(
         block_q=block_q, block_kv=block, block_kv_compute=block,
         block_q_dkv=block_q, block_kv_dkv=block, block_kv_dkv_compute=block,

@@ -52,9 +52,9 @@ def loss_and_gradients(kernel, placement=None, prompts=False):
 @pytest.mark.parametrize(
     ("kernel", "axes", "prompts"),
     [
-        ("splash", {"data": 2, "fsdp": 2, "tensor": 2}, True),
+        ("splash", {"data": 2, "fsdp": 2, "tensor": 2}, False),
         # Two key heads over four devices; a row over two, whose second part begins at 128.
-        ("splash", {"sequence": 2, "tensor": 4}, False),
+        ("splash", {"sequence": 2, "tensor": 4}, True),
         ("triton", {"fsdp": 2, "tensor": 4}, False),
     ],
     ids=["splash", "splash-length", "triton"],

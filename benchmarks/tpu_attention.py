@@ -64,7 +64,7 @@ def main() -> None:
             say(f"{experiment}: {name}")
             results[experiment][name] = compiled(experiment, bindings) | {"bindings": bindings}
         plain = results[experiment]["xla"]
-        for name, one in results[experiment].items():
+        for one in results[experiment].values():
             one["against_xla"] = {
                 figure: one[figure] / plain[figure]
                 for figure in ("temporary_bytes", "hbm_peak_bytes", "collective_bytes")

@@ -11,12 +11,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stacking_jax.errors import UserError
+from stacking_jax.models.asked import Asked
+from stacking_jax.models.config import DecoderConfig
+from stacking_jax.models.kernels import choose
 from stacking_jax.models.placement import Placement
 from stacking_jax.training.mesh import LogicalMesh, make_decoding_mesh, make_mesh
 
 __all__ = [
-    "LogicalMesh", "OnMesh", "check_batch", "constrainer", "local_rows", "make_decoding_mesh",
-    "make_mesh", "named_sharding", "place", "place_batch", "rows_of",
+    "LogicalMesh", "OnMesh", "check_attention", "check_batch", "constrainer", "local_rows",
+    "make_decoding_mesh", "make_mesh", "named_sharding", "place", "place_batch", "rows_of",
 ]
 
 BATCH = ("batch", "length")
@@ -121,6 +124,25 @@ def check_batch(
             f"a sequence_length of {length} cannot be divided over {parts} devices "
             f"({_mesh_axes(mesh, 'length')}); {_what_works(mesh, 'length', length)}"
         )
+
+
+def check_attention(
+    mesh: LogicalMesh, model: DecoderConfig, batch_size: int, length: int, prompts: bool
+) -> None:
+    """Raises UserError if the attention kernel that is named cannot run on this mesh.
+
+    Args:
+      mesh: the devices.
+      model: names the kernel.
+      batch_size: rows that are computed at once.
+      length: of a row.
+      prompts: whether the data have prompts.
+    """
+    asked = Asked.of(
+        model, (batch_size, length), True, prompts and model.bidirectional_prompts,
+        constrainer(mesh),
+    )
+    choose(model.attention, asked)
 
 
 # ---- Batches --------------------------------------------------------------------------------

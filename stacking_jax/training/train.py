@@ -120,6 +120,10 @@ def _train(
         cache = open_cache(config.data)
         check_vocabulary(config, cache)
         data = PackedBatches(cache, "train", batch_size=config.batch_size, seed=config.seed)
+        sharding.check_attention(
+            mesh, config.model, config.batch_size // config.microbatches,
+            config.data.sequence_length, "prefix" in data.keys,
+        )
         passes = data.passes(config.total_steps)
         held_out = HeldOut.open(cache, config)
         tasks = _task_evaluation(config, run_dir, mesh)

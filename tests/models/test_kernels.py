@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from stacking_jax.models.kernels import (
     interpreted,
     self_attention,
 )
-from stacking_jax.models.placement import unconstrained
+from stacking_jax.models.placement import Unplaced, unconstrained
 
 # No multiple of a block, and more than one; documents that begin within blocks.
 LENGTH, FIRST = 200, 70
@@ -163,6 +164,30 @@ def test_a_named_kernel_that_cannot_is_refused(kernel, change, part):
         choose(kernel, asked)
     assert part in str(error.value) and "\n" not in str(error.value)
     assert f"DecoderConfig.attention = {kernel!r}" in str(error.value)
+
+
+class Hopper(Unplaced):
+    """A GPU that is not here, as a mesh of described devices would have it."""
+
+    @property
+    def device(self):
+        return types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+
+
+def test_a_program_for_a_gpu_holds_its_kernel():
+    """Lowered for CUDA on a machine of CPUs: forward, and the two kernels of the backward."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+
+    def gradients(query, key, value):
+        mask = attention_mask(config, (2, LENGTH), jnp.asarray(SEGMENTS), None, Hopper())
+        out = lambda *x: jnp.sum(self_attention(*x, mask, Hopper()))  # noqa: E731
+        return jax.grad(out, (0, 1, 2))(query, key, value)
+
+    query, key, value, _ = (x.astype(jnp.bfloat16) for x in arrays())
+    traced = jax.jit(gradients).trace(query, key, value)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__gpu$xla.gpu.triton") == 3
+    assert f"{LENGTH}x{LENGTH}" not in text
 
 
 def test_a_decoder_here_refuses_a_kernel_for_elsewhere():

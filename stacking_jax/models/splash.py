@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from stacking_jax.models.asked import BLOCK, Asked
 from stacking_jax.models.placement import Placement
 
-LARGEST_BLOCK = 640
-"""Tokens of a block at most: three of its scores in float32 fit a TPU core's fast memory."""
+LARGEST_BLOCK = 512
+"""Tokens of a block at most. Of 640 the compiler takes more than a minute for a kernel."""
 
 RESIDUALS = "attention"
 """The name of what the backward pass needs, for a rematerialisation that keeps it."""

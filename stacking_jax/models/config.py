@@ -11,7 +11,10 @@ DTYPES = ("float32", "bfloat16")
 STACK_MODES = ("auto", "scan", "unroll")
 REMAT_POLICIES = ("none", "dots", "minimal", "full", "offload")
 LOSS_MODES = ("auto", "whole", "chunked")
-HOW_COMPUTED = ("stack", "scan_unroll", "remat", "loss", "loss_chunk")
+ATTENTIONS = ("auto", "xla", "splash", "cudnn", "triton")
+HOW_COMPUTED = (
+    "stack", "scan_unroll", "remat", "loss", "loss_chunk", "attention", "max_documents",
+)
 """Settings that change how the model is computed, and not what: of no account to a result."""
 
 
@@ -45,9 +48,14 @@ class DecoderConfig:
       loss_chunk: tokens of a device in a chunk; None for as many as have logits of
         `LOGIT_BYTES`.
       bidirectional_prompts: whether the tokens of a prompt see each other, in
-        training (prefix LM, span corruption) and at evaluation alike. Costs
-        nothing; plain causal data have no prompts and run the same program. Off
-        by default, since the Llama classes that read an exported model are causal.
+        training (prefix LM, span corruption) and at evaluation alike. Plain causal
+        data have no prompts and run the same program. Off by default, since the
+        Llama classes that read an exported model are causal.
+      attention: the kernel in training: 'auto' (by the platform that the program is
+        compiled for), 'xla', 'splash' (TPU), 'cudnn' or 'triton' (NVIDIA); see
+        docs/attention.md. Decoding is XLA's.
+      max_documents: the most documents that a row of the data holds, which cuDNN's
+        program is compiled for; a row with more is refused. None where it is not known.
 
     Raises:
       UserError: where the sizes do not fit together.
@@ -70,9 +78,11 @@ class DecoderConfig:
     loss: str = "auto"
     loss_chunk: int | None = None
     bidirectional_prompts: bool = False
+    attention: str = "auto"
+    max_documents: int | None = None
 
     def __post_init__(self):
-        optional = ("num_kv_heads", "head_dim", "loss_chunk")
+        optional = ("num_kv_heads", "head_dim", "loss_chunk", "max_documents")
         needed = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "scan_unroll")
         for name in (*needed, *optional):
             value = getattr(self, name)
@@ -102,7 +112,7 @@ class DecoderConfig:
                 )
         for name, known in (
             ("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES),
-            ("loss", LOSS_MODES),
+            ("loss", LOSS_MODES), ("attention", ATTENTIONS),
         ):
             value = getattr(self, name)
             if value not in known:

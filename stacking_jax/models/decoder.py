@@ -18,27 +18,22 @@ from jax.ad_checkpoint import checkpoint_name
 from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap
 from stacking_jax.models.attention import (
-    attend,
     attend_behind,
     document_mask,
     rotary_angles,
     rotate,
 )
 from stacking_jax.models.config import DecoderConfig
+from stacking_jax.models.kernels import attention_mask, self_attention
 from stacking_jax.models.layer_stack import LayerStack
 from stacking_jax.models.losses import head_logits
+from stacking_jax.models.placement import unconstrained
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 STREAM = ("batch", "length", "stream")
 QUERIES = ("batch", "length", "heads", None)
 PARTS_OF_KEYS = ("batch", "length", "kv_heads", None)
 KEYS = ("batch", "keys", "kv_heads", None)
-
-
-def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Leaves the sharding of an activation to the compiler."""
-    del names
-    return x
 
 
 def _matrix(rngs: nnx.Rngs, shape: tuple[int, int], axes: tuple[str, str], scale: float = 1.0):
@@ -90,7 +85,7 @@ class Attention(nnx.Module):
         )
         key, value = checkpoint_name(key, "key"), checkpoint_name(value, "value")
         if cache is None:
-            mixed, new = attend(query, key, value, mask), None
+            mixed, new = self_attention(query, key, value, mask, constrain), None
         else:
             mixed = attend_behind(query, key, value, mask, cache, start)
             new = {"key": key.transpose(0, 2, 1, 3), "value": value.transpose(0, 2, 1, 3)}
@@ -216,14 +211,12 @@ class Decoder(nnx.Module):
 
         With `head_matrix` it is what `head_loss` takes. Arguments as in `__call__`.
         """
-        if segment_ids is None:
-            segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = self._embed(tokens, constrain)
+        mask = attention_mask(self.config, tokens.shape, segment_ids, bidirectional, constrain)
         x = self.stack(
-            x,
-            constrain(document_mask(segment_ids, bidirectional), ("batch", None, "length", "keys")),
+            mask.guard(self._embed(tokens, constrain)),
+            mask,
             self._angles(positions),
             constrain,
             depth_map=depth_map,

@@ -19,6 +19,7 @@ from stacking_jax.data.records import BATCH_KEYS
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan, Stage
 from stacking_jax.models import LAYOUT
+from stacking_jax.models.kernels import check_documents
 from stacking_jax.paths import open_path
 from stacking_jax.training import agreement, run_directory, sharding, spikes
 from stacking_jax.training.checkpoints import Checkpoints
@@ -119,6 +120,10 @@ def _train(
         cache = open_cache(config.data)
         check_vocabulary(config, cache)
         data = PackedBatches(cache, "train", batch_size=config.batch_size, seed=config.seed)
+        sharding.check_attention(
+            mesh, config.model, config.batch_size // config.microbatches,
+            config.data.sequence_length, "prefix" in data.keys,
+        )
         passes = data.passes(config.total_steps)
         held_out = HeldOut.open(cache, config)
         tasks = _task_evaluation(config, run_dir, mesh)
@@ -230,6 +235,7 @@ def _train(
 
     # ---- The loop over stages and steps ----------------------------------------------
     rows = sharding.local_rows(config.batch_size, mesh)
+    limit = config.model.max_documents
     with (
         watched(clock, config, run_dir),
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
@@ -286,6 +292,7 @@ def _train(
             for step in range(max(stage.start, first_step) + 1, stage.end + 1):
                 with clock.section("data"):
                     here = next(batches)[1]
+                    check_documents(here["segment_ids"], limit, f"the batch of step {step}")
                     if records is not None:
                         records.write(step, rows, here)
                     batch = sharding.place_batch(here, mesh)

@@ -32,7 +32,7 @@ def rows(text: str) -> list[dict]:
 @pytest.fixture
 def local_checkpoints(tmp_path, monkeypatch):
     """Makes `train` keep its checkpoints here, whatever its run directory."""
-    program = sys.modules["stacking_jax.training.train"]
+    program = sys.modules["stacking_jax.training.run"]
 
     def kept_here(directory, *arguments, **options):
         return Checkpoints(tmp_path / "kept", *arguments, **options)

@@ -13,12 +13,13 @@ from stacking_jax.console import say
 from stacking_jax.errors import UserError
 from stacking_jax.training import spikes
 from stacking_jax.training.checkpoints import Checkpoints
+from stacking_jax.training.compile_ahead import CompileAhead
 from stacking_jax.training.goodput import Goodput
+from stacking_jax.training.programs import Programs
 from stacking_jax.training.record_log import RecordLog
 from stacking_jax.training.recorder import Counters, Recorder
 from stacking_jax.training.setup import Setup
 from stacking_jax.training.state import TrainState, sharded_initial_state
-from stacking_jax.training.step import all_finite
 from stacking_jax.training.telemetry import Clock, MetricsLog
 from stacking_jax.training.watchdog import watched
 
@@ -41,6 +42,8 @@ class Run:
       goodput: the account of the wall time.
       log: metrics.jsonl; of process 0 alone.
       records: which records each step was given, where that is asked for.
+      programs: what the present stage runs; None before the first.
+      ahead: what the next stage runs, under way; None where nothing is.
     """
 
     setup: Setup
@@ -56,6 +59,8 @@ class Run:
     goodput: Goodput
     log: MetricsLog | None
     records: RecordLog | None
+    programs: Programs | None = None
+    ahead: CompileAhead[Programs] | None = None
 
     @property
     def counters(self) -> Counters:
@@ -69,20 +74,26 @@ class Run:
     def closing(self) -> Iterator[None]:
         """Closes what was opened, however the run ends."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._give_up_ahead)  # Last, when all is on disk: it may have to wait.
             for opened in (self.log, self.goodput, self.records, self.checkpoints):
                 if opened is not None:
                     stack.enter_context(contextlib.closing(opened))
             yield
 
+    def _give_up_ahead(self) -> None:
+        if self.ahead is not None:
+            with self.clock.section("compile"):
+                self.ahead.close()
+
     def save(self, step: int) -> None:
-        """Starts to save the checkpoint of `step`.
+        """Starts to save the checkpoint of `step`, within a stage or at its end.
 
         Raises:
           UserError: if the state is not finite, or a checkpoint cannot be written.
         """
         plan, config = self.setup.plan, self.setup.config
         with self.clock.section("checkpoint"):
-            if not all_finite(self.state):
+            if not self.programs.finite(self.state):
                 raise self.recorder.diverged(
                     f"parameters or moments are not finite at step {step}"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from pathlib import Path
 
@@ -12,11 +13,17 @@ from stacking_jax.console import progress, say
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Stage
 from stacking_jax.paths import open_path
-from stacking_jax.training import agreement, run_directory, sharding, spikes
+from stacking_jax.training import agreement, boundaries, run_directory, sharding, spikes
 from stacking_jax.training.compilation import use_compilation_cache
+from stacking_jax.training.compile_ahead import (
+    FIRST_STEPS,
+    CompileAhead,
+    find_compiler_threads,
+)
 from stacking_jax.training.config import TrainConfig
-from stacking_jax.training.growing import growth_program, ramp_of
-from stacking_jax.training.programs import Programs, compile_stage
+from stacking_jax.training.growing import ramp_of
+from stacking_jax.training.profiling import Profile
+from stacking_jax.training.programs import compile_in_turn, compile_stage
 from stacking_jax.training.run import Run, open_run
 from stacking_jax.training.setup import Setup
 from stacking_jax.training.stopping import stop_signals
@@ -40,6 +47,7 @@ def train(
     *,
     gin_text: str | None = None,
     stop_at: int | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> dict:
     """Trains, or goes on where the run in `run_dir` stopped.
 
@@ -48,6 +56,7 @@ def train(
       run_dir: an empty or new folder, or one that holds this same run.
       gin_text: the operative gin configuration, kept beside the run for people.
       stop_at: leave off after this many updates in all, as an interruption would.
+      profile: the first and the last step of a trace, see `profiling.Profile`.
 
     Returns:
       The summary that is also written to `summary.json`. Of a run that has one
@@ -60,20 +69,21 @@ def train(
     rewind = None
     while True:  # Once, but for loss spikes.
         try:
-            return _train(config, run_dir, gin_text, stop_at, rewind)
+            return _train(config, run_dir, gin_text, stop_at, profile, rewind)
         except spikes.Rewind as found:
             rewind = found
 
 
 def _train(
     config: TrainConfig, run_dir: str | Path, gin_text: str | None, stop_at: int | None,
-    rewind: spikes.Rewind | None,
+    profile: tuple[int, int] | None, rewind: spikes.Rewind | None,
 ) -> dict:
     """`train`, or the part of it until a loss spike; `rewind` is the one before."""
     clock = Clock()
     run_dir = open_path(run_dir)
     if stop_at is not None and stop_at < 1:
         raise UserError(f"stop_at counts steps from 1; got {stop_at}")
+    trace = Profile(run_dir, profile)
     run_directory.check(run_dir, config)
     finished = run_directory.read_summary(run_dir)
     if finished is not None:
@@ -81,6 +91,8 @@ def _train(
         return finished
 
     # ---- Devices, data, shapes; the run directory once everything has been found to fit ----
+    if config.compile_ahead and len(config.plan().stages) > 1:
+        find_compiler_threads()
     use_compilation_cache(config.compilation_cache)
     setup = Setup.of(config, run_dir, clock)
     agreement.check_agreement(config, setup.data_digest, run_dir, stop_at)
@@ -98,8 +110,13 @@ def _train(
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
         stop_signals(first_step) as stop_signal,
         contextlib.closing(
-            setup.data.iterate(first_step + run.skipped_batches, rows)
+            setup.data.iterate(
+                first_step + run.skipped_batches, rows,
+                place=functools.partial(sharding.place_batch, mesh=setup.mesh),
+                placed=config.device_batches,
+            )
         ) as batches,
+        contextlib.closing(trace),
     ):
         if stop_at is not None and stop_at <= first_step < plan.total_steps:
             raise Stopped(first_step, None)
@@ -107,18 +124,25 @@ def _train(
             if stage.end <= first_step:
                 continue
             advance(0, f"stage {number + 1}/{len(plan.stages)} · {stage.depth} layers · compiling")
-            programs = _enter_stage(run, number)
+            _enter_stage(run, number)
             counted = clock.read()["step"]
+            begins = max(stage.start, first_step)
+            first_steps = begins + max(min(FIRST_STEPS, stage.steps // 4), 2)
 
-            for step in range(max(stage.start, first_step) + 1, stage.end + 1):
+            for step in range(begins + 1, stage.end + 1):
+                trace.before(step)
                 with clock.section("data"):
-                    here = next(batches)[1]
+                    _, here, batch = next(batches)
                     if run.records is not None:
                         run.records.write(step, rows, here)
-                    batch = sharding.place_batch(here, setup.mesh)
-                with clock.section("step"):
-                    run.state, metrics = programs.train_step(run.state, batch)
+                with clock.section("step"), trace.annotate(step):
+                    run.state, metrics = run.programs.train_step(run.state, batch)
                     run.recorder.push(step, metrics)
+                trace.after(step, run.state)
+                if step == first_steps + 1:  # Now these have been seen to be done.
+                    _account_for_boundary(run, number, first_steps)
+                    if stop_at is None or stop_at > stage.end:
+                        _compile_ahead(run, number + 1)
                 advance(1, run.recorder.status)
 
                 last = step == plan.total_steps
@@ -136,7 +160,7 @@ def _train(
                     run.counters.stages[number]["seconds"] += now - counted
                     counted = now
                 if evaluating:
-                    _evaluate(run, number, programs, step)
+                    _evaluate(run, number, step)
                 if scoring:
                     _score_tasks(run, number, step)
                 if saving:
@@ -154,19 +178,31 @@ def _train(
     return summary
 
 
-def _enter_stage(run: Run, number: int) -> Programs:
-    """Grows the state if it is not as deep as the stage yet, and compiles what the stage runs."""
+def _enter_stage(run: Run, number: int) -> None:
+    """Has ready what the stage runs, and grows the state if it is not as deep as it yet."""
     setup, clock, stage = run.setup, run.clock, run.setup.plan.stages[number]
     config, counted = setup.config, run.counters.stages[number]
-    record = None
+    programs, ahead_seconds = None, 0.0
+    with clock.section("compile"):
+        began = clock.wall
+        ahead, run.ahead = run.ahead, None
+        if ahead is not None:
+            programs, ahead_seconds = ahead.take()
+            ahead_seconds -= clock.wall - began
+        if programs is None:
+            programs = compile_stage(*_to_compile(run, number))
+        run.programs = programs
+        compile_seconds = clock.wall - began
+    counted["compile_seconds"] += compile_seconds
+    counted["compile_ahead_seconds"] = counted.get("compile_ahead_seconds", 0.0) + max(
+        ahead_seconds, 0.0
+    )
+    begins = max(stage.start, run.first_step)
     if run.depth != stage.depth:
         with clock.section("grow"):
             began = clock.wall
-            grow = growth_program(
-                config.model, config.growth, setup.optimizer, stage, setup.shapes(stage.depth),
-                seed=config.seed,
-            )
-            run.state = spikes.empty_window(grow(run.state), setup.shapes(stage.depth))
+            run.state = programs.grow(run.state)
+            # Else the time of the growth would count as that of the first step.
             jax.block_until_ready(run.state)
             grow_seconds = clock.wall - began
         record = {
@@ -177,25 +213,42 @@ def _enter_stage(run: Run, number: int) -> Programs:
         run.history.append({"step": stage.start, **record})
         counted["grow_seconds"] += grow_seconds
         run.depth = stage.depth
-    with clock.section("compile"):
-        began = clock.wall
-        programs = compile_stage(
-            config, setup.plan, stage, setup.graph, setup.optimizer, setup.mesh,
-            setup.shapes(run.depth), setup.data.keys,
-        )
-        compile_seconds = clock.wall - began
-    counted["compile_seconds"] += compile_seconds
-    begins = max(stage.start, run.first_step)
-    run.write_goodput(begins)
-    if record is not None:
         run.recorder.event(
-            "grow", stage.start, **record, seconds=grow_seconds, compile_seconds=compile_seconds
+            "grow", stage.start, **record, seconds=grow_seconds, compile_seconds=compile_seconds,
+            compile_ahead_seconds=max(ahead_seconds, 0.0),
         )
+    run.write_goodput(begins)
     run.recorder.restart_speed(begins)
-    return programs
 
 
-def _evaluate(run: Run, number: int, programs: Programs, step: int) -> None:
+def _compile_ahead(run: Run, number: int) -> None:
+    """Begins to compile what stage `number` runs, in the background, if there is such a stage."""
+    if run.setup.config.compile_ahead and number < len(run.setup.plan.stages):
+        arguments = _to_compile(run, number)
+        run.ahead = CompileAhead(number, lambda: compile_in_turn(*arguments))
+
+
+def _to_compile(run: Run, number: int) -> tuple:
+    """The arguments of `compile_stage` for stage `number`, to be entered from where the run is."""
+    setup, stage = run.setup, run.setup.plan.stages[number]
+    return (
+        setup.config, setup.plan, stage, setup.graph, setup.optimizer, setup.mesh,
+        setup.shapes(stage.depth), setup.data.keys,
+        None if stage.depth == run.depth else setup.shapes(run.depth),
+    )
+
+
+def _account_for_boundary(run: Run, number: int, last: int) -> None:
+    """Writes what the boundary before stage `number` cost, once step `last` of it is done."""
+    start = run.setup.plan.stages[number].start
+    found = boundaries.account(run.clock.spans, run.recorder.done, start, last)
+    if number and found is not None:
+        run.recorder.event(
+            "boundary", last, stage=number + 1, depth=run.depth, start=start, **found
+        )
+
+
+def _evaluate(run: Run, number: int, step: int) -> None:
     """Held-out loss after `step` updates, by the network as it is trained.
 
     Raises:
@@ -206,7 +259,7 @@ def _evaluate(run: Run, number: int, programs: Programs, step: int) -> None:
     with run.clock.section("evaluate"):
         gates = None if ramp is None else ramp(step)
         run.scores = setup.held_out.evaluate(
-            lambda params, batch: programs.eval_step(params, batch, gates),
+            lambda params, batch: run.programs.eval_step(params, batch, gates),
             run.state.params, setup.mesh,
         )
     run.recorder.event("eval", step, stage=number + 1, depth=run.depth, **run.scores)

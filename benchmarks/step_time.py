@@ -18,9 +18,9 @@ from stacking_jax.data import DataConfig
 from stacking_jax.models import LAYOUT, DecoderConfig
 from stacking_jax.training import MeshConfig, OptimizerConfig, TrainConfig, sharding
 from stacking_jax.training.optimizers import optimizer as make_optimizer
+from stacking_jax.training.programs import compile_stage
 from stacking_jax.training.schedules import learning_rate
 from stacking_jax.training.state import abstract_state, initial_state, model_graph
-from stacking_jax.training.train import compile_stage
 
 
 def packed_batch(rows: int, length: int, vocab: int) -> dict[str, np.ndarray]:

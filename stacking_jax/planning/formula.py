@@ -23,9 +23,9 @@ from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.mesh import LogicalMesh
 from stacking_jax.training.optimizers import optimizer as make_optimizer
+from stacking_jax.training.programs import abstract_batch
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.state import abstract_state
-from stacking_jax.training.train import abstract_batch
 
 _KNOWN_AXES = ("data", "fsdp", "tensor")
 # How much of a layer's activations one pass moves through main memory: what the TPU compiler's

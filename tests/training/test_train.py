@@ -66,8 +66,8 @@ def test_metrics_tell_the_story_in_order(reference, read_rows, read_summary):
     rows = read_rows(reference)
     assert [(row["kind"], row["step"]) for row in rows] == [
         ("train", 1), ("train", 2), ("train", 3), ("grow", 3), ("train", 4), ("eval", 4),
-        ("train", 5), ("train", 6), ("train", 7), ("train", 8), ("eval", 8), ("train", 9),
-        ("eval", 9),
+        ("train", 5), ("boundary", 5), ("train", 6), ("train", 7), ("train", 8), ("eval", 8),
+        ("train", 9), ("eval", 9),
     ]
     for key in ("tokens", "model_flops", "wall_seconds", "train_seconds"):
         values = [row[key] for row in rows]

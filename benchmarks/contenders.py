@@ -237,7 +237,8 @@ class Torch:
     """
 
     def __init__(
-        self, shape: Shape, params: Any, *, kind: str = "gpt", compiled: bool, device: str
+        self, shape: Shape, params: Any, *, kind: str = "gpt", compiled: bool, device: str,
+        threads: int | None = None,
     ):
         """Starts it and waits until the first steps have been run.
 
@@ -247,6 +248,7 @@ class Torch:
           kind: 'gpt', written in the manner of nanoGPT, or 'llama', of transformers.
           compiled: by torch.compile, else eager.
           device: 'cuda' or 'cpu'.
+          threads: of torch on a CPU; None for as many as it likes.
 
         Raises:
           RuntimeError: if torch cannot be had or fails, with its last lines.
@@ -260,8 +262,8 @@ class Torch:
             np.save(folder / f"tokens_{number}.npy", shape.batch(number)["tokens"])
         settings = {
             "shape": dataclasses.asdict(shape), "kind": kind, "compiled": compiled,
-            "device": device, "batches": BATCHES, "checked_steps": CHECKED_STEPS,
-            "optimizer": dataclasses.asdict(OPTIMIZER),
+            "device": device, "threads": threads, "batches": BATCHES,
+            "checked_steps": CHECKED_STEPS, "optimizer": dataclasses.asdict(OPTIMIZER),
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         self._errors = (folder / "errors.txt").open("w+", encoding="utf-8")

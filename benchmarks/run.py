@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_all(jobs: Sequence[Job], results: Results, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
+    # The process of a job ends with this one, also where this one is told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs:
             names = ", ".join(line.name for line in job.lines)

@@ -185,6 +185,8 @@ class Step:
 def main() -> None:
     folder = Path(sys.argv[1])
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
     step = Step(folder, settings)
     first = [step() for _ in range(settings["checked_steps"])]
     versions = {"torch": torch.__version__}

@@ -25,6 +25,7 @@ from benchmarks.contenders import Shape, initial_params, lowered, ours
 from benchmarks.measure import report, windows
 from stacking_jax.models import LAYOUT
 from stacking_jax.planning.chips import chip_of_kind
+from stacking_jax.training import MeshConfig, sharding
 from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.state import model_graph
 from stacking_jax.training.step import make_eval_step
@@ -97,10 +98,11 @@ def step_floors(shape: Shape, floors: dict, count: int, steps: int, **settings) 
     """
     config = shape.config(**settings)
     params = initial_params(shape)
-    graph = model_graph(config.model)
-    batch = jax.device_put(shape.batch(0))
-    forward = jax.jit(lambda p: make_eval_step(graph)(p, batch)[0])
-    gradient = jax.jit(jax.grad(lambda p: make_eval_step(graph)(p, batch)[0]))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    evaluate = make_eval_step(model_graph(config.model), sharding.constrainer(mesh))
+    batch = sharding.place_batch(shape.batch(0), mesh)
+    forward = jax.jit(lambda p: evaluate(p, batch)[0])
+    gradient = jax.jit(jax.grad(lambda p: evaluate(p, batch)[0]))
     change = optimizer(config.optimizer, LAYOUT)
 
     @jax.jit

@@ -114,16 +114,17 @@ def _run(
             command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
         try:
-            code = process.wait(min(seconds, 60 * max(4 * job.minutes, 10)))
+            limit = min(seconds, 60 * max(8 * job.minutes, 30))
+            code = process.wait(limit)
             why = f"it ended with {code}"
         except subprocess.TimeoutExpired:
-            code, why = None, "it took too long"
+            code, why = None, f"it was not done after {limit / 60:.0f} minutes"
         finally:
             if process.poll() is None:  # Its own children too.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         log.seek(0)
-        said = [line for line in log.read().splitlines() if line.strip()]
+        said = [line for line in log.read().splitlines() if line.strip("* \t")]
     rows = []
     if to.exists():
         rows = [json.loads(row) for row in to.read_text(encoding="utf-8").splitlines()]
@@ -134,8 +135,8 @@ def _run(
             measured, where = found[line.name]
             results.put(line, measured, where | {"command": command_line})
         else:
-            last = said[-1][:300] if said else ""
-            results.put(line, Measured(None, f"not measured: {why}: {last}"))
+            last = f": {said[-1][:300]}" if said and code is not None else ""
+            results.put(line, Measured(None, f"not measured: {why}{last}"))
             _say("\n".join(said[-20:]))
         _say(f"  {line.name}: {results.rows[line.name]['measured']}")
 

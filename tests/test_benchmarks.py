@@ -224,7 +224,12 @@ def test_without_a_gpu_the_lines_say_so(tmp_path, capsys):
         assert line["note"].startswith(run.NO_GPU)
 
 
-@pytest.mark.parametrize("job", [gpu_lines.JOBS[1], cpu_lines.JOBS[0]], ids=lambda job: job.name)
+@pytest.mark.parametrize(
+    "job", [
+        pytest.param(cpu_lines.JOBS[0], id="floors"),
+        pytest.param(gpu_lines.JOBS[1], id="step", marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_yields_its_lines(job):
     found = dict(job.run(True))
     assert list(found) == [line.name for line in job.lines]

@@ -182,12 +182,6 @@ def lowered(shape: Shape, **settings: Any) -> jax.stages.Lowered:
     return lower_train_step(config, plan, plan.stages[0], graph, optimizer, mesh, abstract)
 
 
-def supported(**settings: Any) -> dict[str, Any]:
-    """Those settings that the decoder of this checkout has."""
-    known = {field.name for field in dataclasses.fields(DecoderConfig)}
-    return {name: value for name, value in settings.items() if name in known}
-
-
 def plain(
     shape: Shape, params: Any, *, kernel: str | None = None, stacked: bool = False
 ) -> Jitted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks import floors, growth_time, head_memory, jobs, stage_clock
-from benchmarks.contenders import Shape, initial_params, ours, supported
+from benchmarks.contenders import Shape, initial_params, ours
 from benchmarks.jobs import (
     Found,
     against_plain,
@@ -40,7 +40,7 @@ def _windows(tiny: bool) -> tuple[int, int]:
 
 def _unpacked(tiny: bool) -> dict:
     """Our settings where each row is one document."""
-    return supported(attention="xla" if tiny else "cudnn", max_documents=1)
+    return {"attention": "xla" if tiny else "cudnn", "max_documents": 1}
 
 
 def _peak(tiny: bool) -> float:

@@ -67,11 +67,18 @@ def here(config: TrainConfig, ways: dict[str, dict], rounds: int, per_round: int
             "compile_seconds": result["compile_seconds"],
         }
 
+    if not rounds:
+        return {"ways": rows}
+
+    busy: dict[str, list[float]] = {name: [] for name in ways}
+
     def runner(name):
         def run():
+            began = time.process_time()
             states[name], metrics = programs[name](states[name], batch)
             losses.setdefault(name, float(metrics["loss"]))
             jax.block_until_ready(states[name])
+            busy[name].append(time.process_time() - began)
 
         return run
 
@@ -81,6 +88,8 @@ def here(config: TrainConfig, ways: dict[str, dict], rounds: int, per_round: int
     assert apart < (1e-5 if model.dtype == "float32" else 1e-2), f"the losses differ: {losses}"
     for name, row in rows.items():
         row["median_seconds"] = statistics.median(seconds[name])
+        # Of all threads: on a machine that others load it tells more than the clock does.
+        row["median_cpu_seconds"] = statistics.median(busy[name][1:])
         row[f"speed_against_{first}"] = ratio(seconds[first], seconds[name])
     return {"ways": rows, "seconds": seconds}
 
@@ -113,6 +122,7 @@ def described(experiment: str, topology: str, ways: dict[str, dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=WAYS, default="remat")
+    parser.add_argument("--only", nargs="*", metavar="WAY", help="some of them; all by default")
     parser.add_argument("--topology", help="of chips that are not here, such as v5p:4x4x8")
     parser.add_argument("--experiment", default="pods/midas_1b_prop2_v5p")
     parser.add_argument("--vocab", type=int, default=320)
@@ -121,13 +131,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="0: memory alone")
     parser.add_argument("--per_round", type=int, default=2)
     parser.add_argument("--out")
     arguments = parser.parse_args()
+    ways = {
+        name: settings for name, settings in WAYS[arguments.what].items()
+        if arguments.only is None or name in arguments.only
+    }
     if arguments.topology:
-        # Only the loss is another size here: the stack is scanned on accelerators anyway.
-        found = described(arguments.experiment, arguments.topology, WAYS[arguments.what])
+        found = described(arguments.experiment, arguments.topology, ways)
         report("stack_ways", found, arguments.out)
         return
     config = TrainConfig(
@@ -140,7 +153,7 @@ def main() -> None:
         optimizer=OptimizerConfig(weight_decay=0.1),
         batch_size=arguments.rows,
     )
-    found = here(config, WAYS[arguments.what], arguments.rounds, arguments.per_round)
+    found = here(config, ways, arguments.rounds, arguments.per_round)
     load = os.getloadavg()[0]
     report("stack_ways", {"shape": vars(arguments), "load_after": load, **found}, arguments.out)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cpu_lines, floors, gpu_lines, run
-from benchmarks.contenders import Shape, Torch, agree, initial_params, ours, plain, supported
+from benchmarks.contenders import Shape, Torch, agree, initial_params, ours, plain
 from benchmarks.measure import interval, windows
 from benchmarks.suite import KEYS, Job, Line, Measured, Results, chosen, read_notes
 from stacking_jax.models import DecoderConfig
@@ -99,7 +99,6 @@ def test_the_products_are_the_flops_of_the_plan():
 
 def test_only_settings_that_the_decoder_has_are_given():
     known = {field.name for field in dataclasses.fields(DecoderConfig)}
-    assert supported(remat="none", no_such_setting=1) == {"remat": "none"}
     assert set(gpu_lines._unpacked(False)) <= known
 
 

@@ -93,9 +93,8 @@ def head_loss(
       once; the cross-entropy is for reading and has no gradient.
     """
     scalars = [jnp.asarray(n, jnp.float32) for n in (z_loss, 0.0 if soft is None else soft_weight)]
-    if isinstance(soft, Teacher):
-        # Not learnt from here.
-        soft = Teacher(*map(jax.lax.stop_gradient, (soft.hidden, soft.kernel)))
+    # Whole or chunked, nothing is learnt by these.
+    weights, soft, scalars = jax.lax.stop_gradient((weights, soft, scalars))
     if chunk is None:
         logits = head_logits(hidden, kernel, vocab_axis)
         logits = constrain(logits, (*_PLACES, "vocab"))

@@ -120,6 +120,20 @@ def test_the_cross_entropy_is_for_reading(chunk):
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("kind", ["top", "whole"])
+def test_a_teacher_learns_nothing(kind, chunk):
+    arrays, soft = draw(3, 2, 6, 8, 30), teacher(kind, 3, 2, 6, 30)
+
+    def loss(soft, weights):
+        return head_loss(
+            *arrays[:3], weights, vocab_axis=0, soft=soft, soft_weight=0.5, chunk=chunk
+        )[0]
+
+    of = jax.grad(loss, (0, 1), allow_int=True)(soft, arrays[3])
+    assert not any(leaf.any() for leaf in jax.tree.leaves(of) if leaf.dtype == jnp.float32)
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
 def test_tokens_without_weight_do_not_count(chunk):
     hidden, kernel, targets, weights = draw(4, 2, 6, 8, 30)
     run = graded(head_loss, vocab_axis=0, z_loss=1e-2, chunk=chunk)

@@ -30,8 +30,8 @@ from stacking_jax.interop import llama_names
 from stacking_jax.models import LAYOUT, DecoderConfig
 from stacking_jax.training import MeshConfig, OptimizerConfig, TrainConfig, sharding
 from stacking_jax.training.optimizers import optimizer as make_optimizer
-from stacking_jax.training.state import TrainState, abstract_state, initial_state, model_graph
 from stacking_jax.training.programs import lower_train_step
+from stacking_jax.training.state import TrainState, abstract_state, initial_state, model_graph
 
 BATCHES = 4
 """Different batches, which come again and again."""

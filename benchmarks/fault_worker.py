@@ -53,10 +53,11 @@ def _in_the_loop(fault: dict) -> None:
 
     iterate = PackedBatches.iterate
 
-    def faulty(self, start_step=0, rows=None) -> Iterator:
+    def faulty(self, *args, **options) -> Iterator:
         import jax
 
-        for step, batch in iterate(self, start_step, rows):
+        for item in iterate(self, *args, **options):
+            step = item[0]
             time.sleep(fault.get("pause", 0))
             if step + 1 == fault.get("step") and jax.process_index() == fault.get("process", 0):
                 if fault["what"].startswith("SIG"):
@@ -68,7 +69,7 @@ def _in_the_loop(fault: dict) -> None:
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], most))
-            yield step, batch
+            yield item
 
     PackedBatches.iterate = faulty
 

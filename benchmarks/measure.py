@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from stacking_jax.evaluation.bootstrap import bootstrap_value
+
 
 def interleaved(
     contenders: dict[str, Callable[..., object]], rounds: int, per_round: int = 1,
@@ -51,6 +53,42 @@ def ratio(reference: list[float], ours: list[float]) -> dict[str, float]:
         "low": pairs[len(pairs) // 10],
         "high": pairs[-1 - len(pairs) // 10],
     }
+
+
+def windows(
+    contenders: dict[str, Callable[[int], float]], count: int, steps: int
+) -> dict[str, list[float]]:
+    """Times contenders that count their own seconds, `count` windows each, in turn.
+
+    Args:
+      contenders: name -> runs that many steps, waits for them and returns the seconds.
+      count: windows of each.
+      steps: in a window.
+
+    Returns:
+      Name -> seconds per step, one value for every window.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run(min(steps, 2))
+    names = list(contenders)
+    for turn in range(count):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds[name].append(contenders[name](steps) / steps)
+    return seconds
+
+
+def speed(reference: list[float], ours: list[float]) -> dict[str, float]:
+    """Speed of `ours` relative to `reference`: below 1 is slower. See `interval`."""
+    return interval([a / b for a, b in zip(reference, ours, strict=True)])
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """The median of one value per window, with its 95 % percentile bootstrap interval."""
+    low, high = bootstrap_value(
+        lambda chosen: statistics.median(values[i] for i in chosen), len(values)
+    )
+    return {"median": statistics.median(values), "low": low, "high": high, "windows": len(values)}
 
 
 def report(name: str, result: dict, path: str | None) -> None:

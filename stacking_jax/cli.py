@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stop_at", type=int, metavar="N", help="save and leave off after N steps in all"
     )
+    train.add_argument(
+        "--profile", metavar="FIRST:LAST",
+        help="write a trace of these steps, such as 10:15, below the run directory (process 0)",
+    )
     cli_processes.add_arguments(train)
 
     plan = command("plan", _plan, "print the stages of a run and their cost, before it starts")
@@ -245,14 +249,17 @@ def _configure(arguments):
 def _train(arguments) -> int:
     from stacking_jax import gin_config
     from stacking_jax.training import Stopped, train
+    from stacking_jax.training.profiling import parse_steps
 
+    profile = None if arguments.profile is None else parse_steps(arguments.profile)
     if arguments.gin_file:
         config, gin_text = _configure(arguments), gin_config.operative_text()
     else:
         config, gin_text = _recorded(arguments), None
     try:
         summary = train(
-            config, arguments.run_dir, gin_text=gin_text, stop_at=arguments.stop_at
+            config, arguments.run_dir, gin_text=gin_text, stop_at=arguments.stop_at,
+            profile=profile,
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

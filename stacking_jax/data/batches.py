@@ -10,7 +10,8 @@ batches it would have seen.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from stacking_jax.data.cache import PackedCache
 from stacking_jax.data.mixture import MixedCache, interleave, whole_rates
@@ -144,11 +145,19 @@ class PackedBatches:
         return counts
 
     def iterate(
-        self, start_step: int = 0, rows: slice | Sequence[int] | None = None
-    ) -> Iterator[tuple[int, Batch]]:
+        self, start_step: int = 0, rows: slice | Sequence[int] | None = None, *,
+        place: Callable[[Batch], Any] | None = None, placed: int = 2,
+    ) -> Iterator[tuple[int, Batch]] | Iterator[tuple[int, Batch, Any]]:
         """Pairs of step and batch from `start_step` on, read ahead in the background.
 
         Endless if shuffled; else to the end of the pass.
+
+        Args:
+          start_step: counts from 0.
+          rows: as in `batch`.
+          place: puts a batch on the devices; what it returns is the third of each item. It is
+            called in the order of the steps, by one thread.
+          placed: how many batches that thread keeps ready; 0: it is called when one is asked for.
         """
         import grain
 
@@ -158,7 +167,13 @@ class PackedBatches:
         steps = grain.MapDataset.range(start_step, stop)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=self._prefetch)
         batches = steps.map(lambda step: (int(step), self.batch(int(step), rows)))
-        return iter(batches.to_iter_dataset(options))
+        batches = batches.to_iter_dataset(options)
+        if place is not None:
+            batches = batches.map(lambda item: (*item, place(item[1])))
+            batches = grain.experimental.ThreadPrefetchIterDataset(
+                batches, prefetch_buffer_size=placed
+            )
+        return iter(batches)
 
 
 def _read(places: Sequence[tuple[RecordReader, int]]) -> list[bytes]:

@@ -26,6 +26,7 @@ def run_stack(
     *,
     per_position: Any = None,
     mode: Literal["scan", "unroll"] = "scan",
+    unroll: int = 1,
     remat: Callable[..., Any] | None = None,
 ) -> Any:
     """Runs `body` once per position of the depth map, nearest the input first.
@@ -49,6 +50,8 @@ def run_stack(
       per_position: a pytree of arrays `[positions, ...]` that goes by position
         and not by stored layer, such as a KV cache.
       mode: 'scan' compiles in flat time with depth; 'unroll' runs faster on CPU.
+      unroll: with 'scan', how many positions one turn of the loop runs: something in
+        between. Of nested scans it is the inner one that has it.
       remat: a `jax.checkpoint` policy, what a position keeps for its backward
         pass; None keeps everything. Give it here rather than wrap `body`: a traced
         map has a checkpoint of its own, and the outer of two policies wins.
@@ -85,18 +88,21 @@ def run_stack(
     _check_positions(per_position, positions)
     if mode not in ("scan", "unroll"):
         raise UserError(f"mode is 'scan' or 'unroll'; got {mode!r}")
+    if isinstance(unroll, bool) or not isinstance(unroll, int) or unroll < 1:
+        raise UserError(f"unroll is a positive whole number; got {unroll!r}")
 
     step = _step(body, with_items=per_position is not None)
     items = (gates, per_position)
     if traced:
-        x, outputs = _run_traced(step, layers, x, depth_map, items, mode, remat)
+        x, outputs = _run_traced(step, layers, x, depth_map, items, mode, unroll, remat)
         return x if per_position is None else (x, outputs)
     if remat is not None:
-        step = _checkpoint(step, remat, mode)
+        shortest = min(len(segment.layers) for segment in depth_map.segments)
+        step = _checkpoint(step, remat, looped=mode == "scan" and unroll < shortest)
     if mode == "unroll":
         x, outputs = _run_unrolled(step, _unstack(layers, stored), x, depth_map.sources, items)
     else:
-        x, outputs = _run_scanned(step, layers, x, depth_map, items)
+        x, outputs = _run_scanned(step, layers, x, depth_map, items, unroll)
     return x if per_position is None else (x, outputs)
 
 
@@ -124,35 +130,35 @@ def _mix(old, new, gate):
     return (jnp.asarray(old, wide) * (1 - gate) + jnp.asarray(new, wide) * gate).astype(dtype)
 
 
-def _checkpoint(step: Callable, policy: Callable, mode: str) -> Callable:
-    # Inside a scan the recomputation cannot be merged with the first one, so the
-    # barrier that would prevent it only costs.
-    return jax.checkpoint(step, policy=policy, prevent_cse=mode == "unroll")
+def _checkpoint(step: Callable, policy: Callable, looped: bool) -> Callable:
+    # Inside a loop the recomputation cannot be merged with the first one, so the
+    # barrier that would prevent it only costs. A scan of a single turn is no loop.
+    return jax.checkpoint(step, policy=policy, prevent_cse=not looped)
 
 
-def _run_scanned(step, layers, x, depth_map: DepthMap, items):
+def _run_scanned(step, layers, x, depth_map: DepthMap, items, unroll):
     outputs = []
     start = 0
     for segment in depth_map.segments:
         stop = start + len(segment.layers) * segment.repeats
         here = _slice(items, start, stop)
         chosen = _select(layers, segment, depth_map.stored)
-        x, output = _scan_segment(step, chosen, x, segment, here)
+        x, output = _scan_segment(step, chosen, x, segment, here, unroll)
         outputs.append(output)
         start = stop
     return x, _concatenate(outputs)
 
 
-def _scan_segment(step, layers, x, segment: Segment, items):
+def _scan_segment(step, layers, x, segment: Segment, items, unroll):
     if segment.repeats == 1:
-        return jax.lax.scan(step, x, (layers, items))
+        return jax.lax.scan(step, x, (layers, items), unroll=unroll)
     loops = (segment.repeats, len(segment.layers))
     items = jax.tree.map(lambda leaf: leaf.reshape(*loops, *leaf.shape[1:]), items)
 
     def one_loop(x, items_of_loop):
         # `layers` is closed over, so every loop reads the same buffer and the
         # gradient of the loops is summed as it comes.
-        return jax.lax.scan(step, x, (layers, items_of_loop))
+        return jax.lax.scan(step, x, (layers, items_of_loop), unroll=unroll)
 
     x, output = jax.lax.scan(one_loop, x, items, length=segment.repeats)
     return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), output)
@@ -179,7 +185,7 @@ def _run_unrolled(step, layer_list, x, sources, items):
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def _run_traced(step, layers, x, indices, items, mode, remat):
+def _run_traced(step, layers, x, indices, items, mode, unroll, remat):
     indices = jnp.clip(indices, 0, _stored(layers) - 1)
     gathered = jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0, mode="clip"), layers)
 
@@ -189,10 +195,11 @@ def _run_traced(step, layers, x, indices, items, mode, remat):
         return step(x, (layer, item))
 
     policy = functools.partial(keep_all_but_layers, remat)
-    read_and_step = _checkpoint(read_and_step, policy, mode)
-    if mode == "scan":
-        return jax.lax.scan(read_and_step, x, ((indices, gathered), items))
     count = indices.shape[0]
+    looped = mode == "scan" and unroll < count
+    read_and_step = _checkpoint(read_and_step, policy, looped)
+    if mode == "scan":
+        return jax.lax.scan(read_and_step, x, ((indices, gathered), items), unroll=unroll)
     slots = list(zip(_unstack(indices, count), _unstack(gathered, count), strict=True))
     return _run_unrolled(read_and_step, slots, x, range(count), items)
 

@@ -20,13 +20,14 @@ from stacking_jax.interop.folders import byte_progress, new_folder
 from stacking_jax.interop.run_files import first_meta, write_run_files
 from stacking_jax.interop.tensor_files import Tensor, read_json
 from stacking_jax.models import LAYOUT, DecoderConfig
+from stacking_jax.models.config import HOW_COMPUTED
 from stacking_jax.training import manifest
 from stacking_jax.training.checkpoints import as_stored
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.state import initial_state
 
-_FREE = ("dtype", "stack", "remat", "num_layers")
+_FREE = ("dtype", "num_layers", *HOW_COMPUTED)
 """Settings of our decoder that no Hugging Face folder decides."""
 
 

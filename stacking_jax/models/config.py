@@ -9,7 +9,13 @@ from stacking_jax.growth import ModelCosts
 
 DTYPES = ("float32", "bfloat16")
 STACK_MODES = ("auto", "scan", "unroll")
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "dots", "minimal", "full", "offload")
+LOSS_MODES = ("auto", "whole", "chunked")
+ATTENTIONS = ("auto", "xla", "splash", "cudnn", "triton")
+HOW_COMPUTED = (
+    "stack", "scan_unroll", "remat", "loss", "loss_chunk", "attention", "max_documents",
+)
+"""Settings that change how the model is computed, and not what: of no account to a result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +37,25 @@ class DecoderConfig:
       dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
       stack: 'scan' (flat compile time), 'unroll' (faster on CPU), or 'auto':
         unroll on CPU up to 24 layers, scan elsewhere.
+      scan_unroll: layers that one turn of a scan runs; 1 compiles fastest.
       remat: what a layer keeps for its backward pass: 'none' (rematerialises
-        nothing), 'dots' (keeps matrix products), 'full' (keeps its input only).
+        nothing), 'dots' (keeps matrix products), 'minimal' (keeps its input, what attention
+        reads and gives, and the stream behind it), 'full' (keeps its input only),
+        'offload' (keeps on the device nothing: what 'minimal' does, in the host's memory).
+      loss: 'whole' (the logits of all tokens at once), 'chunked' (those of a few thousand
+        tokens at a time, see `head_loss`), or 'auto': chunked where the float32 logits
+        of a device would take more than `head_loss.LOGIT_BYTES`.
+      loss_chunk: tokens of a device in a chunk; None for as many as have logits of
+        `LOGIT_BYTES`.
       bidirectional_prompts: whether the tokens of a prompt see each other, in
-        training (prefix LM, span corruption) and at evaluation alike. Costs
-        nothing; plain causal data have no prompts and run the same program. Off
-        by default, since the Llama classes that read an exported model are causal.
+        training (prefix LM, span corruption) and at evaluation alike. Plain causal
+        data have no prompts and run the same program. Off by default, since the
+        Llama classes that read an exported model are causal.
+      attention: the kernel in training: 'auto' (by the platform that the program is
+        compiled for), 'xla', 'splash' (TPU), 'cudnn' or 'triton' (NVIDIA); see
+        docs/attention.md. Decoding is XLA's.
+      max_documents: the most documents that a row of the data holds, which cuDNN's
+        program is compiled for; a row with more is refused. None where it is not known.
 
     Raises:
       UserError: where the sizes do not fit together.
@@ -54,12 +73,18 @@ class DecoderConfig:
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
     stack: str = "auto"
+    scan_unroll: int = 1
     remat: str = "none"
+    loss: str = "auto"
+    loss_chunk: int | None = None
     bidirectional_prompts: bool = False
+    attention: str = "auto"
+    max_documents: int | None = None
 
     def __post_init__(self):
-        optional = ("num_kv_heads", "head_dim")
-        for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", *optional):
+        optional = ("num_kv_heads", "head_dim", "loss_chunk", "max_documents")
+        needed = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "scan_unroll")
+        for name in (*needed, *optional):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
@@ -85,7 +110,10 @@ class DecoderConfig:
                 raise UserError(
                     f"DecoderConfig.{name} must be positive; got {getattr(self, name)!r}"
                 )
-        for name, known in (("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES)):
+        for name, known in (
+            ("dtype", DTYPES), ("stack", STACK_MODES), ("remat", REMAT_POLICIES),
+            ("loss", LOSS_MODES), ("attention", ATTENTIONS),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(

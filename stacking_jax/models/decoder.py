@@ -13,30 +13,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap
 from stacking_jax.models.attention import (
-    attend,
     attend_behind,
     document_mask,
     rotary_angles,
     rotate,
 )
 from stacking_jax.models.config import DecoderConfig
+from stacking_jax.models.kernels import attention_mask, self_attention
 from stacking_jax.models.layer_stack import LayerStack
+from stacking_jax.models.losses import head_logits
+from stacking_jax.models.placement import unconstrained
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 STREAM = ("batch", "length", "stream")
 QUERIES = ("batch", "length", "heads", None)
 PARTS_OF_KEYS = ("batch", "length", "kv_heads", None)
 KEYS = ("batch", "keys", "kv_heads", None)
-
-
-def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Leaves the sharding of an activation to the compiler."""
-    del names
-    return x
 
 
 def _matrix(rngs: nnx.Rngs, shape: tuple[int, int], axes: tuple[str, str], scale: float = 1.0):
@@ -78,6 +75,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x, mask, angles, constrain, cache=None, start=None):
         query = constrain(rotate(self._heads(x, self.query), *angles), QUERIES)
+        query = checkpoint_name(query, "query")
         # Each device makes the keys and values of its part of the length, and then has all.
         key, value = (
             constrain(constrain(part, PARTS_OF_KEYS), KEYS)
@@ -85,11 +83,13 @@ class Attention(nnx.Module):
                 rotate(self._heads(x, self.key), *angles), self._heads(x, self.value)
             )
         )
+        key, value = checkpoint_name(key, "key"), checkpoint_name(value, "value")
         if cache is None:
-            mixed, new = attend(query, key, value, mask), None
+            mixed, new = self_attention(query, key, value, mask, constrain), None
         else:
             mixed = attend_behind(query, key, value, mask, cache, start)
             new = {"key": key.transpose(0, 2, 1, 3), "value": value.transpose(0, 2, 1, 3)}
+        mixed = checkpoint_name(mixed, "context")
         return mixed.reshape(*x.shape[:2], -1) @ self.out[...], new
 
     def _heads(self, x, kernel):
@@ -119,8 +119,9 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(config, rngs)
 
     def __call__(self, x, mask, angles, constrain, start=None, cache=None):
+        x = checkpoint_name(x, "stream")
         mixed, new = self.attention(self.attention_norm(x), mask, angles, constrain, cache, start)
-        x = constrain(x + mixed, STREAM)
+        x = checkpoint_name(constrain(x + mixed, STREAM), "middle")
         x = constrain(x + self.mlp(self.mlp_norm(x)), STREAM)
         return x if cache is None else (x, new)
 
@@ -155,6 +156,7 @@ class Decoder(nnx.Module):
             key=stack_key,
             dtype=config.dtype,
             mode=config.stack,
+            scan_unroll=config.scan_unroll,
             remat=config.remat,
         )
         self.norm = RMSNorm(config.d_model, config.norm_epsilon)
@@ -188,20 +190,45 @@ class Decoder(nnx.Module):
         Returns:
           float32 `[B, L, V]`.
         """
-        if segment_ids is None:
-            segment_ids = jnp.ones_like(tokens)
+        hidden = self.hidden_states(
+            tokens, segment_ids=segment_ids, positions=positions, bidirectional=bidirectional,
+            depth_map=depth_map, gates=gates, constrain=constrain,
+        )
+        return self._logits(hidden, constrain)
+
+    def hidden_states(
+        self,
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        bidirectional: jax.Array | None = None,
+        depth_map: DepthMap | jax.Array | None = None,
+        gates: jax.Array | None = None,
+        constrain: Constrain = unconstrained,
+    ) -> jax.Array:
+        """What `__call__` makes logits of: `[B, L, D]`, normed, in the dtype of computation.
+
+        With `head_matrix` it is what `head_loss` takes. Arguments as in `__call__`.
+        """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = self._embed(tokens, constrain)
+        mask = attention_mask(self.config, tokens.shape, segment_ids, bidirectional, constrain)
         x = self.stack(
-            x,
-            constrain(document_mask(segment_ids, bidirectional), ("batch", None, "length", "keys")),
+            mask.guard(self._embed(tokens, constrain)),
+            mask,
             self._angles(positions),
             constrain,
             depth_map=depth_map,
             gates=gates,
         )
-        return self._logits(x, constrain)
+        return self.norm(x)
+
+    def head_matrix(self) -> tuple[jax.Array, int]:
+        """The head's matrix in the dtype of the computation, and its axis of the vocabulary."""
+        if self.config.tied_embeddings:
+            return self.embedding[...].astype(self.config.dtype), 0
+        return self.head[...].astype(self.config.dtype), 1
 
     def prefill(
         self,
@@ -279,7 +306,7 @@ class Decoder(nnx.Module):
             )
 
         within = jnp.all(positions < slots, axis=1)[:, None, None]
-        logits = jnp.where(within, self._logits(x, constrain), jnp.nan)
+        logits = jnp.where(within, self._logits(self.norm(x), constrain), jnp.nan)
         return logits, jax.tree.map(write, cache, new)
 
     def _extend(self, tokens, positions, cache, bidirectional, depth_map, constrain):
@@ -312,12 +339,5 @@ class Decoder(nnx.Module):
     def _angles(self, positions):
         return rotary_angles(positions, self.config.head_width, self.config.rope_theta)
 
-    def _logits(self, x, constrain):
-        kernel = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
-        logits = jnp.einsum(
-            "bld,dv->blv",
-            self.norm(x),
-            kernel.astype(self.config.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return constrain(logits, ("batch", "length", "vocab"))
+    def _logits(self, hidden, constrain):
+        return constrain(head_logits(hidden, *self.head_matrix()), ("batch", "length", "vocab"))

@@ -9,19 +9,51 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap, Scanned, run_stack
+from stacking_jax.growth.layouts import path_keys
 
 LAYOUT = Scanned("stack/layers")
 """Where the decoder's layers live, in parameters and optimiser state alike."""
 
+KEPT_NAMES = ("query", "key", "value", "context", "middle")
+"""What 'minimal' keeps of a layer, by `checkpoint_name`: what attention reads and gives, and the
+residual stream behind it. 'offload' takes the same, and the layer's input, to the host."""
+
+OFFLOADED_NAMES = ("stream", *KEPT_NAMES)
+_HOST = "pinned_host"
+
 CHECKPOINT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "minimal": jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=list(OFFLOADED_NAMES),
+        offload_src="device", offload_dst=_HOST,
+    ),
 }
 """What a layer keeps for its backward pass, by name; see `DecoderConfig.remat`."""
 
 _UNROLL_UP_TO = 24
+
+
+def cast_matrices(params: Any, dtype: str) -> Any:
+    """A decoder's parameters with every matrix in the dtype of the computation.
+
+    To be done once per step, outside of loops over layers or microbatches. Vectors (norm
+    scales) stay as they are.
+
+    Args:
+      params: nested dicts, with layers stacked as `LAYOUT` says.
+      dtype: of the computation.
+    """
+
+    def cast(path, leaf):
+        axes = leaf.ndim - LAYOUT.matches(path_keys(path))
+        return leaf.astype(dtype) if axes > 1 else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 class LayerStack(nnx.Module):
@@ -42,6 +74,7 @@ class LayerStack(nnx.Module):
         key: jax.Array,
         dtype: str = "float32",
         mode: str = "auto",
+        scan_unroll: int = 1,
         remat: str = "none",
     ):
         """Builds the stack.
@@ -52,6 +85,7 @@ class LayerStack(nnx.Module):
           key: a random key.
           dtype: of the computation.
           mode: 'scan', 'unroll' or 'auto'; see `DecoderConfig.stack`.
+          scan_unroll: layers per turn of a scan.
           remat: name of a policy; see `DecoderConfig.remat`.
         """
         graph = nnx.graphdef(nnx.eval_shape(lambda: make_layer(nnx.Rngs(0))))
@@ -63,6 +97,7 @@ class LayerStack(nnx.Module):
         self.layers = nnx.merge(graph, jax.vmap(parameters)(keys))
         self.dtype = dtype
         self.mode = mode
+        self.scan_unroll = scan_unroll
         self.remat = remat
 
     def __call__(
@@ -85,7 +120,12 @@ class LayerStack(nnx.Module):
 
         Returns:
           The residual stream, or `(stream, new cache)` where a cache is given.
+
+        Raises:
+          UserError: for remat = 'offload' where the devices cannot reach the host's memory.
         """
+        if self.remat == "offload":
+            check_offload(jax.devices()[0])
         graph, state = nnx.split(self.layers)
         stored = nnx.to_pure_dict(state)
         # Cast before the scan: inside it, every loop would keep its own cast copy
@@ -107,6 +147,7 @@ class LayerStack(nnx.Module):
             gates,
             per_position=cache,
             mode=mode,
+            unroll=self.scan_unroll,
             remat=CHECKPOINT_POLICIES[self.remat],
         )
 
@@ -117,3 +158,13 @@ def resolve_mode(mode: str, positions: int) -> str:
         return mode
     unroll = jax.default_backend() == "cpu" and positions <= _UNROLL_UP_TO
     return "unroll" if unroll else "scan"
+
+
+def check_offload(device: jax.Device) -> None:
+    """Raises UserError unless programs of this device can keep arrays in the host's memory."""
+    kinds = sorted(memory.kind for memory in device.addressable_memories())
+    if _HOST not in kinds:
+        raise UserError(
+            f"DecoderConfig.remat = 'offload' needs devices with the memory {_HOST!r}; "
+            f"{device.device_kind} has {', '.join(kinds)}; use 'full' or 'minimal'"
+        )

@@ -6,6 +6,51 @@ import jax
 import jax.numpy as jnp
 
 
+def head_logits(hidden: jax.Array, kernel: jax.Array, vocab_axis: int) -> jax.Array:
+    """hidden · kernel in float32, whose gradient goes on in the dtype of the factors.
+
+    By JAX's own rule both products of the backward pass would take the float32 gradient of
+    the logits as it is, and so run in float32 where the model computes in bfloat16.
+
+    Args:
+      hidden: `[..., D]`.
+      kernel: `[V, D]` or `[D, V]`, in the same dtype.
+      vocab_axis: of the kernel, 0 or 1.
+
+    Returns:
+      float32 `[..., V]`.
+    """
+    if hidden.dtype == jnp.float32:
+        return _product(hidden, kernel, vocab_axis)
+    return _low_product(hidden, kernel, vocab_axis)
+
+
+def _product(hidden, kernel, vocab_axis):
+    return jax.lax.dot_general(
+        hidden, kernel, (((hidden.ndim - 1,), (1 - vocab_axis,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+_low_product = jax.custom_vjp(_product, nondiff_argnums=(2,))
+
+
+def _low_product_forward(hidden, kernel, vocab_axis):
+    return _product(hidden, kernel, vocab_axis), (hidden, kernel)
+
+
+def _low_product_backward(vocab_axis, factors, gradient):
+    hidden, kernel = factors
+    gradient = gradient.astype(hidden.dtype)
+    of_hidden = jnp.tensordot(gradient, kernel, axes=(-1, vocab_axis))
+    tokens = tuple(range(hidden.ndim - 1))
+    pair = (gradient, hidden) if vocab_axis == 0 else (hidden, gradient)
+    return of_hidden, jnp.tensordot(*pair, axes=(tokens, tokens))
+
+
+_low_product.defvjp(_low_product_forward, _low_product_backward)
+
+
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:

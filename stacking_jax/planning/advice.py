@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from stacking_jax.errors import UserError
-from stacking_jax.models.config import REMAT_POLICIES
 from stacking_jax.planning.topology_plan import Machine
 from stacking_jax.training.config import TrainConfig
+
+STRONGER = ("none", "dots", "minimal", "full")
+"""What remat keeps, less and less. Not 'offload': no estimate knows what the way to the host
+takes."""
 
 MOST_TRIES = 12
 """How many other settings are tried; each costs up to a compilation of every stage."""
@@ -33,7 +36,8 @@ def changes(config: TrainConfig) -> Iterator[Change]:
 
     More devices per tensor or sequence leave each device less of the activations.
     """
-    stronger = REMAT_POLICIES[REMAT_POLICIES.index(config.model.remat) + 1 :]
+    remat = config.model.remat
+    stronger = STRONGER[STRONGER.index(remat) + 1 :] if remat in STRONGER else ()
     meshes = list(_meshes(config))
     for remat in stronger:
         yield _change(config, remat, {})

@@ -20,8 +20,8 @@ from stacking_jax.planning.traffic import hbm_bytes
 from stacking_jax.training import sharding, spikes
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
+from stacking_jax.training.programs import abstract_batch, lower_train_step
 from stacking_jax.training.state import TrainState, abstract_state, model_graph
-from stacking_jax.training.train import abstract_batch, lower_train_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # libtpu's words. The first counts the temporaries alone, without parameters and moments.

@@ -16,20 +16,23 @@ from jax.sharding import AbstractMesh
 from stacking_jax.data.records import batch_keys
 from stacking_jax.errors import UserError
 from stacking_jax.models import LAYOUT
+from stacking_jax.models.head_loss import chunk_of
 from stacking_jax.planning.compiled import state_bytes
 from stacking_jax.planning.topology import Topology
 from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.mesh import LogicalMesh
 from stacking_jax.training.optimizers import optimizer as make_optimizer
+from stacking_jax.training.programs import abstract_batch
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.state import abstract_state
-from stacking_jax.training.train import abstract_batch
 
 _KNOWN_AXES = ("data", "fsdp", "tensor")
 # How much of a layer's activations one pass moves through main memory: what the TPU compiler's
 # program of the 8B shape moves (docs/plan.md holds the formula against it).
 _MOVED_PER_PASS = 1.25
+# Of a forward pass, what the backward pass runs again: layers whole, or a good half of them.
+_AGAIN = {"full": 1, "minimal": 0.5, "offload": 0.5}
 
 
 def stage_by_formula(config: TrainConfig, stage: int, topology: Topology) -> dict[str, Any]:
@@ -135,6 +138,12 @@ class _Step:
         wide = (model.num_heads + 2 * model.kv_heads) * model.head_width + 2 * model.d_ff
         return self.tokens * self.number * (narrow + wide / self.sizes["tensor"])
 
+    def named(self) -> float:
+        """Bytes of what remat = 'minimal' keeps of a layer beside its input."""
+        model = self.config.model
+        heads = 2 * (model.num_heads + model.kv_heads) * model.head_width
+        return self.tokens * self.number * (model.d_model + heads / self.sizes["tensor"])
+
     def everything(self) -> float:
         """Bytes of all that a layer's backward pass reads: what remat = 'none' keeps."""
         model, length = self.config.model, self.config.data.sequence_length
@@ -150,11 +159,16 @@ class _Step:
         model = self.config.model
         kept_input = self.tokens * model.d_model * self.number
         kept = {
-            "full": kept_input, "dots": kept_input + self.products(),
-            "none": kept_input + self.everything(),
+            "full": kept_input, "dots": kept_input + self.products(), "offload": 0.0,
+            "minimal": kept_input + self.named(), "none": kept_input + self.everything(),
         }[model.remat]
         cast = self.params * self.number / 4 if self.number < 4 else 0
-        logits = 2 * 4 * self.tokens * model.vocab_size / self.sizes["tensor"]
+        words = model.vocab_size // self.sizes["tensor"]
+        shape = max(int(self.rows), 1), self.config.data.sequence_length
+        chunk = chunk_of(model.loss, model.loss_chunk, shape, words)
+        logits = 2 * 4 * (chunk or self.tokens) * words
+        if chunk is not None:  # The gradient of the head, summed over the chunks.
+            logits += 4 * words * model.d_model
         sharded = self.sizes["fsdp"] > 1
         gathered = (2 * self.layer_weights + self.number * self.embedding) if sharded else 0
         # The logits are gone when the first layer's backward pass begins.
@@ -164,7 +178,7 @@ class _Step:
 
     def traffic_bytes(self) -> float:
         micro = self.config.microbatches
-        again = 1 if self.config.model.remat == "full" else 0
+        again = _AGAIN.get(self.config.model.remat, 0)
         # A backward pass counts as two.
         passes = _MOVED_PER_PASS * (3 + again)
         activations = passes * self.depth * self.everything() * micro

@@ -20,8 +20,8 @@ from stacking_jax.planning.topology import Topology
 from stacking_jax.training import sharding, spikes
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
+from stacking_jax.training.programs import abstract_batch
 from stacking_jax.training.state import sharded_initial_state
-from stacking_jax.training.train import abstract_batch
 
 _SECONDS_PER_STAGE = 5.0
 _MOST_STEPS, _LEAST_STEPS = 20, 3

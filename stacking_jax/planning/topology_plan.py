@@ -147,7 +147,8 @@ def stage_on(
     if not result["fits"]:
         return result | empty | {"collective_bytes": None}
     rows = result["collectives"]
-    tokens = config.tokens_per_step
+    tokens, model = config.tokens_per_step, config.model
+    mlp = 6.0 * model.d_model * model.d_ff
     return result | {
         "collective_bytes": {
             kind: sum(row["bytes"] for row in rows if row["kind"] == kind)
@@ -155,7 +156,7 @@ def stage_on(
         },
         **step_estimate(
             tokens * costs.flops_per_token(depth),
-            tokens * executed_flops_per_token(costs, depth, config.model.remat),
+            tokens * executed_flops_per_token(costs, depth, model.remat, mlp),
             result["traffic_bytes"], sum(row["seconds"] for row in rows), machine.rates,
         ),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import stacking_jax
 from stacking_jax.errors import UserError
+from stacking_jax.reporting.boundaries import boundaries_section
 from stacking_jax.reporting.comparison import EQUAL_FLOPS, Comparison
 from stacking_jax.reporting.goodput import goodput_section
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
@@ -122,10 +123,11 @@ def report_html(
         tasks_section(comparison),
         isoplot_section(iso),
         f'<h2>Curves</h2><div class="figures">{drawn}</div>' if drawn else "",
-        _HOW_TO_READ,
         goodput_section(comparison),
+        boundaries_section(comparison),
         stages_section(comparison),
         config_section(comparison),
+        _HOW_TO_READ,
         _footer(comparison),
     ]
     return (

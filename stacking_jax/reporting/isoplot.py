@@ -170,7 +170,7 @@ def isoplot_figures(comparison: Comparison, found: Sequence[Isoplot]) -> list[Fi
         for plot in found:
             figure, axes = new_axes()
             draw(axes, comparison.runs, plot)
-            title = f"{_readable(plot.group)} against loss"
+            title = f"{units.group_title(plot.group)} against loss"
             caption = (
                 "A mark per checkpoint: validation log-perplexity and the mean score of "
                 f"{_counted(len(plot.tasks), 'task')}; a line per method, by least squares."
@@ -255,7 +255,7 @@ def write_png(comparison: Comparison, out: str | os.PathLike) -> Path:
             axes.grid(True, color="#E6E6E6", lw=0.7)
             axes.spines[["top", "right"]].set_visible(False)
             draw(axes, comparison.runs, plot)
-            axes.set_title(_readable(plot.group), fontsize=10, color=INK)
+            axes.set_title(units.group_title(plot.group), fontsize=10, color=INK)
         for axes in grid[len(found) :]:
             axes.set_visible(False)
         styles = [run_style(i) for i in range(len(comparison.rows))]
@@ -282,11 +282,6 @@ def _about_chance(plot: Isoplot) -> str:
     if plot.chance is None:
         return ""
     return " Dotted: chance." if _chance_in_view(plot) else f" Chance is {plot.chance:.1f}."
-
-
-def _readable(group: str) -> str:
-    text = group.replace("_", " ") or "tasks"
-    return text[0].upper() + text[1:]
 
 
 def _counted(count: int, what: str) -> str:

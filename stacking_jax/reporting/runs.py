@@ -27,6 +27,7 @@ _REQUIRED = {
     "train": ("step", "loss", *_CUMULATIVE),
     "eval": ("step", "eval_loss", *_CUMULATIVE),
     "grow": ("step", "from_depth", "to_depth", *_CUMULATIVE),
+    "boundary": ("step", "start", "depth", "stall_seconds", "stall_steps", "step_seconds"),
     "resume": ("step",),
     "task_eval": ("step",),
 }
@@ -49,6 +50,7 @@ class Run:
       num_stages: stages of the plan; None if nothing says.
       train, evals, growths: rows of `metrics.jsonl` by kind, in the order of their steps, each
         step once: what a restart did again replaces what it threw away.
+      boundaries: rows on what each stage boundary cost, see `training.boundaries`.
       task_evals: scores on tasks, of training and of the `evaluate` command, each task once per
         step, in the order of the steps.
       restarts: the steps from which the run went on after it had stopped.
@@ -78,6 +80,7 @@ class Run:
     train: tuple[dict[str, Any], ...]
     evals: tuple[dict[str, Any], ...]
     growths: tuple[dict[str, Any], ...]
+    boundaries: tuple[dict[str, Any], ...]
     task_evals: tuple[dict[str, Any], ...]
     restarts: tuple[int, ...]
     goodput: dict[str, float]
@@ -169,6 +172,7 @@ def read_run(path: str | os.PathLike) -> Run:
         train=tuple(r for r in rows if r["kind"] == "train"),
         evals=tuple(r for r in rows if r["kind"] == "eval"),
         growths=tuple(r for r in rows if r["kind"] == "grow"),
+        boundaries=tuple(_boundary(r, path) for r in rows if r["kind"] == "boundary"),
         task_evals=_task_evals(path, rows),
         restarts=tuple(int(r["step"]) for r in rows if r["kind"] == "resume"),
         **_goodput(path / "goodput.json"),
@@ -190,6 +194,25 @@ def _task_evals(path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any],
     found = {(r["step"], r["task"]): r for r in rows if r["kind"] == "task_eval" and "task" in r}
     found |= {(r["step"], r["task"]): r for r in read_evaluations(path)}
     return tuple(sorted(found.values(), key=lambda row: row["step"]))
+
+
+def _boundary(row: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A row on a boundary, once its parts are found to be what can be drawn."""
+    where = f"{path / 'metrics.jsonl'}: the boundary at step {row['start']}"
+    seconds, spans, steps = (row.get(name) for name in ("seconds", "spans", "steps"))
+    if not (
+        isinstance(seconds, dict) and isinstance(spans, list) and isinstance(steps, list)
+        and all(isinstance(span, list) and len(span) == 3 for span in spans)
+        and all(isinstance(step, list) and len(step) == 2 for step in steps)
+    ):
+        raise UserError(
+            f"{where} lacks 'seconds', 'spans' or 'steps'; was it written by another version of "
+            "stacking_jax?"
+        )
+    _require_numbers(seconds, tuple(seconds), where)
+    for numbers in (*(span[1:] for span in spans), *steps):
+        _require_numbers(dict(enumerate(numbers)), tuple(range(2)), where)
+    return row
 
 
 def _goodput(path: Path) -> dict[str, Any]:
@@ -336,12 +359,12 @@ def _require_numbers(row: dict[str, Any], keys: tuple[str, ...], where: str) -> 
             " version of stacking_jax?"
         )
     for key in keys:
-        if row[key] is None and key.endswith("loss"):
+        if row[key] is None and str(key).endswith("loss"):
             row[key] = math.nan
         value = row[key]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{where}: {key!r} is {value!r}, not a number")
-        if not key.endswith("loss") and not math.isfinite(value):
+        if not str(key).endswith("loss") and not math.isfinite(value):
             raise UserError(f"{where}: {key!r} is {value!r}, not a finite number")
 
 

@@ -117,7 +117,7 @@ def stages_section(comparison: Comparison) -> str:
     columns = (
         ("Stage", ""), ("Depth", "layers"), ("Steps", ""), ("Tokens", ""), ("Parameters", ""),
         ("Cost", "planned share"), ("Model FLOPs", "measured"), ("Training time", "measured"),
-        ("Compiling", "measured"),
+        ("Compiling", "waited for"), ("Compiling", "in the background"),
     )  # fmt: skip
     groups = []
     for i, (run, row) in enumerate(zip(comparison.runs, comparison.rows, strict=True)):
@@ -151,7 +151,9 @@ def _stage_rows(run: Run) -> str:
         done = run.stages[place] if place < len(run.stages) else {}
         both = {**plan, **done}
         share = shares[place] if place < len(shares) else None
-        compiling = done.get("compile_seconds")
+        compiling, ahead = (
+            done.get(name) for name in ("compile_seconds", "compile_ahead_seconds")
+        )
         lines.append(
             "<tr>"
             + f"<td>{place + 1}</td>"
@@ -163,6 +165,7 @@ def _stage_rows(run: Run) -> str:
             + number(done.get("model_flops"), units.flops(done.get("model_flops")))
             + number(done.get("seconds"), units.duration(done.get("seconds")))
             + number(compiling, units.duration(compiling))
+            + number(ahead, units.duration(ahead))
             + f'<td class="text middle">{_layers(run, place, plan)}</td>'
             + "</tr>"
         )

@@ -73,8 +73,14 @@ svg.plot { display: block; width: 100%; height: auto; }
 figcaption { margin-top: 8px; }
 .bar { display: flex; height: 13px; min-width: 160px; border-radius: 3px; overflow: hidden; }
 .bar i { display: block; height: 100%; }
+.times { position: relative; height: 22px; min-width: 260px; }
+.times i { position: absolute; top: 4px; height: 14px; }
+.times b { position: absolute; top: 4px; height: 14px; width: 1px; background: #fff; }
+.times u { position: absolute; top: 0; height: 22px; width: 2px; margin-left: -1px;
+  background: var(--ink); }
 .chip { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
   margin: 0 5px 0 12px; }
+.legend .chip.tick { width: 4px; margin-left: 0; border: 1px solid var(--soft); }
 .stages .group th { background: var(--zebra); padding-top: 9px; overflow-wrap: anywhere;
   white-space: normal; }
 .stages tbody + tbody tr:first-child > * { border-top: 1px solid var(--line); }

@@ -24,7 +24,7 @@ def tasks_section(comparison: Comparison) -> str:
     columns = [("Task", ""), *((row.label, "") for row in comparison.rows), ("Chance", "")]
     body = []
     for group, tasks in groups.items():
-        title = group.replace("_", " ") or "tasks"
+        title = units.group_title(group)
         body.append(
             f'<tbody><tr class="group"><th scope="rowgroup" class="text" colspan="{len(columns)}">'
             f"{escape(title)}</th></tr>{_means(last, tasks)}"

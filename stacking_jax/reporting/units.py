@@ -12,6 +12,15 @@ from typing import Any
 MISSING = "–"
 _SI = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 _COUNT = ("", "K", "M", "B", "T", "Q")
+_GROUPS = {"gsm8k": "GSM8K", "superglue": "SuperGLUE"}
+
+
+def group_title(group: str) -> str:
+    """The name of a group of tasks as its papers write it, or readable at least."""
+    if group in _GROUPS:
+        return _GROUPS[group]
+    text = group.replace("_", " ") or "tasks"
+    return text[0].upper() + text[1:]
 
 
 def known(value: Any) -> bool:

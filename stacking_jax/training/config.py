@@ -143,6 +143,10 @@ class TrainConfig:
       spikes: what to do about gradients that are finite, but far too large.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
+      compile_ahead: whether the next stage's programs are compiled in the background, while
+        the present one trains.
+      device_batches: batches that lie ready on the devices beside the one in use; 0: a
+        batch is put there when its step begins.
       step_timeout: seconds in one step, or in waiting for its data, after which a process
         is stuck and ends; 0: never; None: 1800 with several processes, never with one.
       other_timeout: the same for what rightly takes longer: compiling, a program's first
@@ -173,6 +177,8 @@ class TrainConfig:
     on_nan: str = "stop"
     spikes: SpikeConfig = SpikeConfig()
     compilation_cache: str | None = None
+    compile_ahead: bool = True
+    device_batches: int = 2
     step_timeout: float | None = None
     other_timeout: float = 7200.0
     log_records: bool = False
@@ -180,15 +186,17 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("total_steps", "batch_size", "microbatches", "log_every", "keep_checkpoints"):
             check_whole(f"TrainConfig.{name}", getattr(self, name), least=1)
-        for name in ("eval_every", "evaluate_every", "checkpoint_every", "seed"):
+        for name in (
+            "eval_every", "evaluate_every", "checkpoint_every", "seed", "device_batches"
+        ):
             check_whole(f"TrainConfig.{name}", getattr(self, name), least=0)
         if self.eval_batches is not None:
             check_whole("TrainConfig.eval_batches", self.eval_batches, least=1)
-        if not isinstance(self.checkpoint_digests, bool):
-            raise UserError(
-                "TrainConfig.checkpoint_digests is True or False; "
-                f"got {self.checkpoint_digests!r}"
-            )
+        for name in ("checkpoint_digests", "compile_ahead"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(
+                    f"TrainConfig.{name} is True or False; got {getattr(self, name)!r}"
+                )
         check_not_negative("TrainConfig.z_loss", self.z_loss)
         check_not_negative("TrainConfig.step_timeout", self.step_timeout or 0)
         check_not_negative("TrainConfig.other_timeout", self.other_timeout)
@@ -225,7 +233,8 @@ class TrainConfig:
 # watched, and no number that comes out of it.
 OPERATIONAL = (
     "name", "mesh", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "checkpoint_digests", "compilation_cache", "data.cache_dir", "evaluate_tasks",
+    "checkpoint_digests", "compilation_cache", "compile_ahead", "device_batches",
+    "data.cache_dir", "evaluate_tasks",
     "evaluate_every", "evaluation", "spikes.limit", "spikes.limit_steps",
     "step_timeout", "other_timeout", "log_records",
 )

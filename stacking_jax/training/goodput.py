@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ ML_GOODPUT = {
 """Our categories under the names of ml-goodput-measurement's `BadputType`; growing and
 evaluating are its CUSTOM_BADPUT_EVENTS."""
 
+_OF_A_STAGE = (
+    "depth", "steps", "seconds", "compile_seconds", "compile_ahead_seconds", "grow_seconds",
+)
 _TAIL = 1 << 16
 
 
@@ -96,7 +100,8 @@ class Goodput:
 
         Returns:
           Plain data. `seconds` has a value for every category, whose sum is
-          `wall_seconds`; `goodput` is the share of the steps in it.
+          `wall_seconds`; `goodput` is the share of the steps in it. `compile_ahead_seconds`
+          passed in the background, beside all of these.
         """
         seconds = self._clock.read() | self.lost
         wall = sum(seconds.values())
@@ -112,11 +117,11 @@ class Goodput:
             "wall_seconds": wall,
             "goodput": seconds[PRODUCTIVE] / wall if wall else 0.0,
             "seconds": seconds,
+            "compile_ahead_seconds": math.fsum(
+                stage.get("compile_ahead_seconds", 0.0) for stage in stages
+            ),
             "stages": [
-                {
-                    name: stage[name]
-                    for name in ("depth", "steps", "seconds", "compile_seconds", "grow_seconds")
-                }
+                {name: stage.get(name, 0.0) for name in _OF_A_STAGE}
                 for stage in stages
             ],
             "restarts": self.restarts,

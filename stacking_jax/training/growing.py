@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from stacking_jax.errors import UserError
@@ -23,7 +25,8 @@ def growth_program(
     """The jitted growth into a stage: parameters and moments together, in their shards.
 
     The old state is donated. Leaves of the stack change their shape, so theirs is the one
-    memory that cannot be used again: at most old and new state lie there together.
+    memory that cannot be used again: at most old and new state lie there together. A window
+    of gradient norms begins anew (`spikes.empty_window`).
 
     Args:
       model: the decoder's shape, for layers that are drawn anew.
@@ -44,10 +47,13 @@ def growth_program(
     def run(state: TrainState, key: jax.Array) -> TrainState:
         # Of all that is drawn, only what is used is computed.
         fresh = initial_state(model, optimizer, stage.depth, key).params if draws else None
-        return grow_state(
-            state, stage.grow_map, LAYOUT, start=starts, moments=growth.moments,
-            optimizer=optimizer, fresh=fresh, key=jax.random.fold_in(key, 1), target=after,
+        grown = grow_state(
+            dataclasses.replace(state, spikes=None), stage.grow_map, LAYOUT, start=starts,
+            moments=growth.moments, optimizer=optimizer, fresh=fresh,
+            key=jax.random.fold_in(key, 1), target=dataclasses.replace(after, spikes=None),
         )
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), after.spikes)
+        return dataclasses.replace(grown, spikes=empty)
 
     program = jax.jit(run, donate_argnums=0, out_shardings=shardings_of(after))
     return GrowthProgram(program, key)
@@ -58,11 +64,17 @@ class GrowthProgram:
 
     def __init__(self, program: Any, key: jax.Array):
         self._program, self._key = program, key
+        self._compiled: Any = None
 
     def __call__(self, state: TrainState) -> TrainState:
         with warnings.catch_warnings():
             _expect_the_warnings()
-            return self._program(state, self._key)
+            return (self._compiled or self._program)(state, self._key)
+
+    def compile(self, state: TrainState) -> GrowthProgram:
+        """Compiles it for states like this one, concrete or abstract, and for no others."""
+        self._compiled = self.lower(state).compile()
+        return self
 
     def lower(self, state: TrainState) -> Any:
         """The lowered program, for a concrete or abstract state."""

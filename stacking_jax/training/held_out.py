@@ -17,6 +17,7 @@ import jax
 from stacking_jax.data import MixedCache, PackedBatches, PackedCache
 from stacking_jax.data.building import objective_split
 from stacking_jax.data.ul2_config import CAUSAL, OBJECTIVES
+from stacking_jax.models.kernels import check_documents
 from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 
@@ -50,11 +51,13 @@ class HeldOut:
       parts: those of causal language modelling first.
       shares: of the objectives in the tokens that carry loss; {} for plain text.
       digest: of the rows that are used, to tell whether two runs can be compared.
+      max_documents: of a row, `DecoderConfig.max_documents`.
     """
 
     parts: tuple[Part, ...]
     shares: dict[str, float]
     digest: str
+    max_documents: int | None = None
 
     @property
     def batches(self) -> PackedBatches:
@@ -99,7 +102,8 @@ class HeldOut:
                     )
                 )
         digest = hashlib.sha256("\n".join(used).encode()).hexdigest()
-        return cls(tuple(parts), loss_shares(cache) if config.data.is_ul2 else {}, digest)
+        shares = loss_shares(cache) if config.data.is_ul2 else {}
+        return cls(tuple(parts), shares, digest, config.model.max_documents)
 
     def evaluate(
         self, eval_step: Callable[[Any, dict], tuple[Any, Any]], params: Any,
@@ -146,8 +150,11 @@ class HeldOut:
         rows = sharding.local_rows(part.batches.batch_size, mesh)
         sums = []
         for i in range(part.count):
-            batch = sharding.place_batch(part.batches.batch(i, rows=rows), mesh)
-            sums.append(eval_step(params, batch))
+            here = part.batches.batch(i, rows=rows)
+            check_documents(
+                here["segment_ids"], self.max_documents, f"held-out batch {i} of {part.source}"
+            )
+            sums.append(eval_step(params, sharding.place_batch(here, mesh)))
             # Waiting for the one before keeps the device busy, and two batches on it at most.
             jax.block_until_ready(sums[-2:-1])
         nats = math.fsum(float(loss) for loss, _ in sums)

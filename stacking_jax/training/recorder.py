@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -24,7 +26,8 @@ class Counters:
       tokens: real tokens that carried loss.
       skipped: steps left out because loss or gradient was not finite.
       train_loss: of the last step that was not skipped, in nats per token.
-      stages: per stage: steps, tokens, seconds of training, compiling, growing.
+      stages: per stage: steps, tokens, seconds of training, compiling, growing; and of
+        compiling in the background, beside the steps of the stage before.
     """
 
     tokens: int = 0
@@ -36,6 +39,7 @@ class Counters:
     def of(cls, plan: Plan) -> Counters:
         zero: dict[str, float] = {"steps": 0, "tokens": 0}
         zero |= {"seconds": 0.0, "compile_seconds": 0.0, "grow_seconds": 0.0}
+        zero |= {"compile_ahead_seconds": 0.0}
         return cls(stages=[{"depth": stage.depth, **zero} for stage in plan.stages])
 
 
@@ -44,6 +48,12 @@ class Recorder:
 
     Reading a metric waits for its step. So the metrics of step n − 1 are read
     after step n has been dispatched, and the device never waits for the host.
+
+    Attributes:
+      status: a line for people.
+      last_good_checkpoint: its step, or None.
+      done: the last steps, oldest first, and when they were seen to be done, in seconds by
+        `time.monotonic`.
     """
 
     def __init__(
@@ -58,6 +68,7 @@ class Recorder:
         self.last_good_checkpoint: int | None = None
         self._speed_from = (0.0, 0, 0.0)
         self.status = ""
+        self.done: collections.deque[tuple[int, float]] = collections.deque(maxlen=64)
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of update `step`, just dispatched; reads the one before."""
@@ -71,6 +82,7 @@ class Recorder:
         step, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.done.append((step, time.monotonic()))
         self._check(step, values)
         number = self.plan.stage_at(step - 1)
         stage = self.counters.stages[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
@@ -10,12 +11,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stacking_jax.errors import UserError
-from stacking_jax.models.decoder import Constrain, unconstrained
+from stacking_jax.models.asked import Asked
+from stacking_jax.models.config import DecoderConfig
+from stacking_jax.models.kernels import choose
+from stacking_jax.models.placement import Placement
 from stacking_jax.training.mesh import LogicalMesh, make_decoding_mesh, make_mesh
 
 __all__ = [
-    "LogicalMesh", "check_batch", "constrainer", "local_rows", "make_decoding_mesh", "make_mesh",
-    "named_sharding", "place", "place_batch", "rows_of",
+    "LogicalMesh", "OnMesh", "check_attention", "check_batch", "constrainer", "local_rows",
+    "make_decoding_mesh", "make_mesh", "named_sharding", "place", "place_batch", "rows_of",
 ]
 
 BATCH = ("batch", "length")
@@ -45,28 +49,61 @@ def named_sharding(
     return mesh.sharding(names, what)
 
 
-@functools.lru_cache(maxsize=8)
-def constrainer(mesh: LogicalMesh) -> Constrain:
-    """The function with which a model places its activations on this mesh.
+@dataclasses.dataclass(frozen=True)
+class OnMesh(Placement):
+    """Places activations on a mesh.
 
     An axis that the mesh does not divide (fewer key heads than `tensor`, say) is left to the
-    compiler: that changes where numbers lie and not what they are. The same mesh gets the
-    same function, so that programs which it is part of are compiled once.
-    """
-    if mesh.size == 1:
-        return unconstrained
+    compiler: that changes where numbers lie and not what they are.
 
-    def constrain(x, names):
-        spec = mesh.spec(names, "activations")
+    Attributes:
+      mesh: the devices and the rules.
+    """
+
+    mesh: LogicalMesh
+
+    @property
+    def device(self) -> jax.Device:
+        return self.mesh.devices.flat[0]
+
+    def __call__(self, x, names):
+        if self.mesh.size == 1:
+            return x
+        spec = self.mesh.spec(names, "activations")
         free = PartitionSpec.UNCONSTRAINED
         fitting = (
-            entry if size % mesh.parts(name) == 0 else free
+            entry if size % self.mesh.parts(name) == 0 else free
             for entry, name, size in zip(spec, names, x.shape, strict=True)
         )
-        where = NamedSharding(mesh.physical, PartitionSpec(*fitting))
+        where = NamedSharding(self.mesh.physical, PartitionSpec(*fitting))
         return jax.lax.with_sharding_constraint(x, where)
 
-    return constrain
+    def parts(self, name):
+        return self.mesh.parts(name)
+
+    def spec(self, names):
+        return self.mesh.spec(names, "activations")
+
+    def sharding(self, names):
+        return None if self.mesh.size == 1 else self.mesh.sharding(names, "activations")
+
+    def on_each_device(self, function, takes, gives):
+        if self.mesh.size == 1:
+            return function
+        # What varies over which axis is not tracked: kernels do not say it of their results.
+        return jax.shard_map(
+            function, mesh=self.mesh.physical, in_specs=takes, out_specs=gives, check_vma=False
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def constrainer(mesh: LogicalMesh) -> Placement:
+    """What places a model's activations on this mesh.
+
+    The same mesh gets the same object, so that programs which it is part of are compiled
+    once.
+    """
+    return OnMesh(mesh)
 
 
 def check_batch(
@@ -87,6 +124,25 @@ def check_batch(
             f"a sequence_length of {length} cannot be divided over {parts} devices "
             f"({_mesh_axes(mesh, 'length')}); {_what_works(mesh, 'length', length)}"
         )
+
+
+def check_attention(
+    mesh: LogicalMesh, model: DecoderConfig, batch_size: int, length: int, prompts: bool
+) -> None:
+    """Raises UserError if the attention kernel that is named cannot run on this mesh.
+
+    Args:
+      mesh: the devices.
+      model: names the kernel.
+      batch_size: rows that are computed at once.
+      length: of a row.
+      prompts: whether the data have prompts.
+    """
+    asked = Asked.of(
+        model, (batch_size, length), True, prompts and model.bidirectional_prompts,
+        constrainer(mesh),
+    )
+    choose(model.attention, asked)
 
 
 # ---- Batches --------------------------------------------------------------------------------

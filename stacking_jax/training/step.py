@@ -11,12 +11,9 @@ import optax
 from flax import nnx
 
 from stacking_jax.models.decoder import Constrain, unconstrained
-from stacking_jax.models.losses import (
-    carries_loss,
-    cross_entropy,
-    inputs_from_targets,
-    prompt_inputs,
-)
+from stacking_jax.models.head_loss import chunk_of, head_loss
+from stacking_jax.models.layer_stack import cast_matrices
+from stacking_jax.models.losses import carries_loss, inputs_from_targets, prompt_inputs
 from stacking_jax.training.spike_config import SpikeConfig
 from stacking_jax.training.spikes import judge
 from stacking_jax.training.state import TrainState
@@ -66,11 +63,12 @@ def make_train_step(
         open_to = None if gates is None else gates(state.step)
 
         def loss_of(params, part):
-            cross, z = _sums(graph, params, part, open_to, z_loss, constrain)
+            objective, cross = _sums(graph, params, part, open_to, z_loss, constrain)
             # Divided by the whole batch's tokens, so that parts add up to the whole.
-            return (cross + z) / jnp.maximum(tokens, 1), cross
+            return objective / jnp.maximum(tokens, 1), cross
 
-        gradients, cross = _accumulate(loss_of, state.params, batch, microbatches)
+        dtype = nnx.merge(graph, state.params).config.dtype
+        gradients, cross = _accumulate(loss_of, state.params, batch, microbatches, dtype)
         grad_norm = optax.tree.norm(gradients)
         if clip_norm is not None:
             shrink = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-9))
@@ -111,7 +109,7 @@ def make_eval_step(
     """Builds `eval_step(params, batch, gates=None) -> (summed cross-entropy in nats, tokens)`."""
 
     def eval_step(params, batch, gates=None):
-        cross, _ = _sums(graph, params, batch, gates, 0.0, constrain)
+        _, cross = _sums(graph, params, batch, gates, 0.0, constrain)
         return cross, jnp.sum(carries_loss(batch))
 
     return eval_step
@@ -124,12 +122,14 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def _sums(graph, params, batch, gates, z_loss, constrain):
+    """Summed objective and summed cross-entropy of a batch."""
     segment_ids = batch["segment_ids"]
     model = nnx.merge(graph, params)
+    config = model.config
     bidirectional = None
-    if "prefix" in batch and model.config.bidirectional_prompts:
+    if "prefix" in batch and config.bidirectional_prompts:
         bidirectional = prompt_inputs(batch["prefix"], segment_ids)
-    logits = model(
+    hidden = model.hidden_states(
         inputs_from_targets(batch["tokens"], segment_ids),
         segment_ids=segment_ids,
         positions=batch["positions"],
@@ -137,15 +137,28 @@ def _sums(graph, params, batch, gates, z_loss, constrain):
         gates=gates,
         constrain=constrain,
     )
-    weights = carries_loss(batch).astype(jnp.float32)
-    return cross_entropy(logits, batch["tokens"], weights, z_loss)
+    kernel, vocab_axis = model.head_matrix()
+    chunk = chunk_of(
+        config.loss, config.loss_chunk, segment_ids.shape, config.vocab_size, constrain
+    )
+    return head_loss(
+        hidden, kernel, batch["tokens"], carries_loss(batch).astype(jnp.float32),
+        vocab_axis=vocab_axis, z_loss=z_loss, chunk=chunk, constrain=constrain,
+    )
 
 
-def _accumulate(loss_of, params, batch, microbatches):
+def _accumulate(loss_of, params, batch, microbatches, dtype):
     """Gradient and summed cross-entropy over the microbatches."""
     gradient_of = jax.grad(loss_of, has_aux=True)
+    # Cast once, for all microbatches and layers; what comes back is added up in float32.
+    low = cast_matrices(params, dtype)
+
+    def wide(gradients):
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradients, params)
+
     if microbatches == 1:
-        return gradient_of(params, batch)
+        gradients, cross = gradient_of(low, batch)
+        return wide(gradients), cross
 
     # Rows are dealt out in turn: every device keeps its share of each microbatch.
     parts = jax.tree.map(
@@ -153,7 +166,8 @@ def _accumulate(loss_of, params, batch, microbatches):
     )
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient_of(params, part)), None
+        gradients, cross = gradient_of(low, part)
+        return jax.tree.map(jnp.add, total, (wide(gradients), cross)), None
 
     zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
     return jax.lax.scan(add, zeros, parts)[0]

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from stacking_jax.data import MixedCache, PackedCache
+from stacking_jax.models.config import HOW_COMPUTED
 from stacking_jax.training import run_directory
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.held_out import HeldOut
@@ -26,7 +27,7 @@ def describe(
     of each objective its share of the text and of the tokens that carry loss.
     """
     model = dataclasses.asdict(config.model)
-    for how in ("stack", "remat"):  # How it is computed, not what.
+    for how in HOW_COMPUTED:
         model.pop(how)
     if not model["bidirectional_prompts"]:
         del model["bidirectional_prompts"]

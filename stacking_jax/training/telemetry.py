@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import math
@@ -24,6 +25,8 @@ class Clock:
       seconds: category -> seconds, over this process and the ones before it.
       began_unix_time: when this process began to count.
       on_change: told the category that time counts for from now on; see `watchdog`.
+      spans: the last pieces of time, oldest first: category, begin and end in seconds by
+        `time.monotonic`; see `boundaries`.
     """
 
     CATEGORIES = (
@@ -33,13 +36,18 @@ class Clock:
     def __init__(self, before: dict[str, float] | None = None):
         self.seconds = dict.fromkeys(self.CATEGORIES, 0.0) | (before or {})
         self.on_change: Callable[[str], None] | None = None
+        self.spans: collections.deque[tuple[str, float, float]] = collections.deque(maxlen=512)
         self._stack = ["init"]
         self._since = time.monotonic()
         self.began_unix_time = time.time()
 
     def _settle(self) -> None:
         now = time.monotonic()
-        self.seconds[self._stack[-1]] += now - self._since
+        category, began = self._stack[-1], self._since
+        self.seconds[category] += now - began
+        if self.spans and self.spans[-1][0] == category:
+            began = self.spans.pop()[1]
+        self.spans.append((category, began, now))
         self._since = now
 
     @contextlib.contextmanager

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,29 @@ def test_iterating_is_asking_for_each_step(train):
         step, batch = next(steps)
         assert step == expected
         assert same(batch, train.batch(step, slice(2, 6)))
+
+
+@pytest.mark.parametrize("placed", [0, 1, 3])
+def test_placing_batches_ahead_changes_no_order(train, placed):
+    threads = set()
+
+    def place(batch):
+        threads.add(threading.get_ident())
+        return int(batch["tokens"].sum())
+
+    steps = train.iterate(5, slice(2, 6), place=place, placed=placed)
+    for expected in range(5, 15):
+        step, batch, put = next(steps)
+        want = train.batch(expected, slice(2, 6))
+        assert (step, put) == (expected, want["tokens"].sum()) and same(batch, want)
+    steps.close()
+    assert len(threads) == 1 and (threading.get_ident() in threads) == (placed == 0)
+
+
+def test_what_goes_wrong_in_placing_is_heard_of(train):
+    steps = train.iterate(0, place=lambda batch: batch["nothing"])
+    with pytest.raises(KeyError, match="nothing"):
+        next(steps)
 
 
 def test_a_pass_in_order_can_start_late_and_ends(small_cache):

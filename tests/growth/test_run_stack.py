@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -376,6 +377,30 @@ def test_remat_changes_no_number(mode, traced):
         assert_close(gradient(policy), want, 1e-6)
 
 
+@pytest.mark.parametrize("unroll", [2, 3, 10])
+@pytest.mark.parametrize("name", ["plain", "middle loop", "traced"])
+def test_partly_unrolled_scans_change_no_number(name, unroll):
+    traced = name == "traced"
+    depth_map = jnp.array([0, 3, 3, 1, 5]) if traced else MAPS[name]
+    gates = jnp.linspace(0.5, 1.0, 6 if depth_map is None else len(depth_map))
+
+    def gradient(unroll, remat=None):
+        return jax.jit(jax.grad(loss(lambda layers, x: run_stack(
+            body, layers, x, depth_map, gates, unroll=unroll, remat=remat)), (0, 1)))(LAYERS, X)
+
+    want = gradient(1)
+    assert_close(gradient(unroll), want, 1e-6)
+    assert_close(gradient(unroll, jax.checkpoint_policies.nothing_saveable), want, 1e-6)
+
+
+@pytest.mark.parametrize(("unroll", "bodies"), [(1, 1), (3, 3), (6, 6)])
+def test_a_turn_of_the_loop_runs_as_many_layers(unroll, bodies):
+    program = jax.jit(lambda layers, x: run_stack(body, layers, x, unroll=unroll))
+    text = program.lower(LAYERS, X).compile().as_text()
+    assert len(re.findall(r" dot\(", text)) == bodies
+    assert (" while(" in text) == (unroll < 6)
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -398,6 +423,7 @@ def test_remat_changes_no_number(mode, traced):
         (dict(gates=jnp.ones((6, 1))), r"gates has shape \(6, 1\)"),
         (dict(gates=jnp.ones(6), depth_map=jnp.array([0, 1])), "runs 2 positions"),
         (dict(mode="loop"), "mode is 'scan' or 'unroll'"),
+        (dict(unroll=0), "unroll is a positive whole number; got 0"),
     ],
 )
 def test_bad_input(change, message):

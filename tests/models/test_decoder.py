@@ -233,8 +233,28 @@ def test_modes_and_remat_agree_in_loss_and_gradient(depth_map):
             lambda params: batch_loss(graph, params, TOKENS, depth_map=depth_map)))(params)
 
     want = run("unroll", "none")
-    for mode, remat in [("scan", "dots"), ("scan", "full")]:
+    for mode, remat in [("scan", "dots"), ("scan", "minimal"), ("scan", "offload")]:
         assert_close(run(mode, remat), want, 1e-4)
+
+
+def test_policies_keep_what_their_names_say():
+    """Bytes from one pass to the other, and which arrays of a layer are among them."""
+
+    def kept(remat):
+        graph, params = split(make(dataclasses.replace(CONFIG, remat=remat)))
+        loss = lambda params: batch_loss(graph, params, TOKENS)  # noqa: E731
+        pull = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return [leaf.shape[1:] for leaf in jax.tree.leaves(pull) if leaf.shape[:3] == (4, 2, 12)]
+
+    shapes = {remat: kept(remat) for remat in ("none", "dots", "minimal", "full")}
+    sizes = [sum(int(np.prod(shape)) for shape in each) for each in shapes.values()]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    stream, queries, keys = (2, 12, 16), (2, 12, 4, 4), (2, 12, 2, 4)
+    assert shapes["full"] == [stream]
+    # Input and middle; query and context; key and value.
+    assert sorted(shapes["minimal"]) == sorted([stream] * 2 + [queries] * 2 + [keys] * 2)
+    inner = (2, 12, 24)
+    assert shapes["dots"].count(inner) == 2 and inner not in shapes["minimal"]
 
 
 def test_grouped_keys_equal_repeated_keys():

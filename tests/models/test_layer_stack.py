@@ -7,9 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap, midas
-from stacking_jax.models.layer_stack import LayerStack, resolve_mode
+from stacking_jax.models import LAYOUT
+from stacking_jax.models.layer_stack import (
+    CHECKPOINT_POLICIES,
+    LayerStack,
+    cast_matrices,
+    check_offload,
+    resolve_mode,
+)
 
 WIDTH = 8
 X = jax.random.normal(jax.random.key(5), (2, 3, WIDTH))
@@ -24,6 +33,7 @@ class Toy(nnx.Module):
 
     def __call__(self, x, shift, cache=None):
         scale = self.scale[...].astype(x.dtype)[None, None]
+        x = checkpoint_name(x, "stream")
         new = x + jnp.tanh(x @ self.kernel[...] + shift) * scale
         return new if cache is None else (new, cache + new.mean(dtype=cache.dtype))
 
@@ -83,8 +93,8 @@ def test_every_map_equals_a_loop(depth_map, mode):
 @pytest.mark.parametrize("depth_map", [None, DepthMap([0, 1, 2, 3] * 2), jnp.array([0, 2, 3])],
                          ids=["plain", "loop", "traced"])
 def test_modes_and_remat_agree_in_loss_and_gradient(depth_map):
-    def value_and_grad(mode, remat):
-        graph, params = nnx.split(make(mode=mode, remat=remat))
+    def value_and_grad(mode, remat, scan_unroll=1):
+        graph, params = nnx.split(make(mode=mode, remat=remat, scan_unroll=scan_unroll))
 
         def loss(params, x):
             out = nnx.merge(graph, params)(x, jnp.asarray(0.1), depth_map=depth_map)
@@ -93,10 +103,13 @@ def test_modes_and_remat_agree_in_loss_and_gradient(depth_map):
         return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, X)
 
     want = jax.tree.leaves(value_and_grad("unroll", "none"))
-    for mode in ("scan", "unroll"):
-        for remat in ("none", "dots", "full"):
-            for got, expected in zip(jax.tree.leaves(value_and_grad(mode, remat)), want):
-                np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    ways = [("scan", remat) for remat in CHECKPOINT_POLICIES] + [
+        ("unroll", "dots"), ("unroll", "offload"), ("scan", "none", 2), ("scan", "offload", 3),
+        ("scan", "full", 8),
+    ]
+    for way in ways:
+        for got, expected in zip(jax.tree.leaves(value_and_grad(*way)), want, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=str(way))
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -163,3 +176,38 @@ def test_auto_unrolls_shallow_stacks_on_cpu():
     assert resolve_mode("auto", 24) == shallow
     assert resolve_mode("auto", 25) == "scan"
     assert resolve_mode("unroll", 99) == "unroll" and resolve_mode("scan", 1) == "scan"
+
+
+def test_offloaded_arrays_lie_in_the_hosts_memory():
+    graph, params = nnx.split(make(mode="scan", remat="offload"))
+    _, pull = jax.jit(
+        lambda x: jax.vjp(lambda x: nnx.merge(graph, params)(x, jnp.asarray(0.1)), x)
+    )(X)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.shape == (4, *X.shape)]
+    assert [leaf.sharding.memory_kind for leaf in kept] == ["pinned_host"]
+
+
+def test_a_device_without_the_hosts_memory_is_refused():
+    check_offload(jax.devices()[0])
+
+    class Device:
+        device_kind = "abacus"
+
+        def addressable_memories(self):
+            return [m for m in jax.devices()[0].addressable_memories() if m.kind == "device"]
+
+    with pytest.raises(UserError, match="needs devices with the memory 'pinned_host'; abacus has"):
+        check_offload(Device())
+
+
+def test_matrices_are_cast_and_vectors_are_not():
+    params = {
+        "embedding": jnp.ones((5, 4)), "norm": {"scale": jnp.ones(4)},
+        "stack": {"layers": {"kernel": jnp.ones((3, 4, 4)), "scale": jnp.ones((3, 4))}},
+    }
+    assert LAYOUT.matches(("stack", "layers", "kernel"))
+    cast = jax.tree.map(lambda leaf: str(leaf.dtype), cast_matrices(params, "bfloat16"))
+    assert cast == {
+        "embedding": "bfloat16", "norm": {"scale": "float32"},
+        "stack": {"layers": {"kernel": "bfloat16", "scale": "float32"}},
+    }

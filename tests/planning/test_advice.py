@@ -24,11 +24,11 @@ def needs(machine, config):
 
 def test_the_order_of_what_is_tried(tiny, with_model):
     flags = [change.flags for change in changes(tiny)]
-    assert flags[:2] == [
-        "--gin.DecoderConfig.remat='\"dots\"'", "--gin.DecoderConfig.remat='\"full\"'"
+    assert flags[:3] == [
+        f"--gin.DecoderConfig.remat='\"{remat}\"'" for remat in ("dots", "minimal", "full")
     ]
-    assert flags[2] == "--gin.MeshConfig.tensor=2"
-    assert "--gin.DecoderConfig.remat='\"full\"' --gin.MeshConfig.tensor=2" in flags[3:]
+    assert flags[3] == "--gin.MeshConfig.tensor=2"
+    assert "--gin.DecoderConfig.remat='\"full\"' --gin.MeshConfig.tensor=2" in flags[4:]
     assert len(set(flags)) == len(flags)
     assert not any("remat" in change.flags for change in changes(with_model(tiny, remat="full")))
     replicated = dataclasses.replace(tiny, mesh=MeshConfig(data=-1, fsdp=1))
@@ -40,11 +40,15 @@ def test_the_order_of_what_is_tried(tiny, with_model):
 def test_the_least_change_with_which_every_stage_fits(tiny, with_model):
     config = dataclasses.replace(with_model(tiny, num_layers=64), batch_size=64)
     roomy = small_gpu(80)
-    plain, dots, full = (
-        needs(roomy, with_model(config, remat=remat)) for remat in ("none", "dots", "full")
+    plain, dots, minimal, full = (
+        needs(roomy, with_model(config, remat=remat))
+        for remat in ("none", "dots", "minimal", "full")
     )
-    assert plain > dots > full
-    for limit, fits_with in (((plain + dots) / 2, "dots"), ((dots + full) / 2, "full")):
+    assert plain > dots > minimal > full
+    for limit, fits_with in (
+        ((plain + dots) / 2, "dots"), ((dots + minimal) / 2, "minimal"),
+        ((minimal + full) / 2, "full"),
+    ):
         found = find_fit(config, small_gpu(limit), 1)
         assert found["fits_with"] == f"--gin.DecoderConfig.remat='\"{fits_with}\"'"
 

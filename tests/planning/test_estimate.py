@@ -20,11 +20,14 @@ COSTS = ModelCosts(
 RATES = Rates(peak_flops=100.0, hbm_bandwidth=10.0, chips=4)
 
 
-@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 3 * 2), ("full", 3 * 12)])
+@pytest.mark.parametrize(
+    ("remat", "again"),
+    [("none", 0), ("dots", 3 * 2), ("minimal", 3 * 6), ("offload", 3 * 6), ("full", 3 * 12)],
+)
 def test_what_is_computed_again(remat, again):
     model = 3 * (3 * 12 + 4)
     assert COSTS.flops_per_token(3) == model
-    assert executed_flops_per_token(COSTS, 3, remat) == model + again
+    assert executed_flops_per_token(COSTS, 3, remat, mlp_flops=6.0) == model + again
 
 
 @pytest.mark.parametrize(

@@ -69,3 +69,8 @@ def test_a_diverged_loss_is_not_hidden():
 
 def test_what_is_no_number_is_a_dash():
     assert {units.loss("2.1"), units.ratio(True), units.percent(math.inf)} == {"–"}
+
+
+def test_groups_are_named_as_their_papers_do():
+    assert units.group_title("gsm8k") == "GSM8K" and units.group_title("") == "Tasks"
+    assert units.group_title("math_word") == "Math word"

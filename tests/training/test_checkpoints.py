@@ -60,6 +60,25 @@ def array_files(checkpoint: Path) -> list[Path]:
 # ---- Saving and reading back ------------------------------------------------------------
 
 
+def test_what_is_saved_may_be_given_away_at_once(shapes, tmp_path):
+    """A step or a growth takes the memory of a state whose save is still under way."""
+    overwrite = jax.jit(
+        lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0
+    )
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for number in range(1, 4):
+        state = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 0, state))(
+            state_of(shapes(4), number)
+        )
+        checkpoints.save(state, {"step": number, "depth": 4})
+        jax.block_until_ready(overwrite(state))
+    checkpoints.wait()
+    for number in range(1, 4):
+        for leaf in jax.tree.leaves(checkpoints.restore(number, shapes(4))):
+            assert np.all(np.asarray(leaf) == number)
+    checkpoints.close()
+
+
 def test_what_is_saved_comes_back_into_its_shards(tmp_path, shapes):
     abstract = shapes(2)
     checkpoints = Checkpoints(tmp_path)

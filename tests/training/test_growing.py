@@ -122,6 +122,20 @@ def test_the_old_state_is_given_away_without_a_word():
     assert state.params["embedding"].is_deleted()
 
 
+def test_compiled_ahead_it_is_the_same_growth():
+    shapes = {
+        depth: abstract_state(MODEL, OPTIMIZERS["adamw"], depth, single()) for depth in (2, 3)
+    }
+    jitted, compiled = (
+        growth_program(MODEL, GrowthConfig(), OPTIMIZERS["adamw"], TO_THREE, shapes[3])
+        for _ in range(2)
+    )
+    assert compiled.compile(shapes[2]) is compiled
+    assert_equal(compiled(numbered(shapes[2])), jitted(numbered(shapes[2])))
+    with pytest.raises(TypeError, match="compiled"):
+        compiled(numbered(shapes[3]))
+
+
 def test_how_copies_start_and_what_their_moments_become():
     shapes = {
         depth: abstract_state(MODEL, OPTIMIZERS["adamw"], depth, single()) for depth in (2, 3)

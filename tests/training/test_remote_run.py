@@ -20,7 +20,8 @@ from stacking_jax.training.run_directory import read_config
 from stacking_jax.training.spool import Spool
 
 TIMES = {"unix_time", "wall_seconds", "train_seconds", "seconds", "compile_seconds",
-         "tokens_per_second", "flops_per_second"}  # fmt: skip
+         "compile_ahead_seconds", "tokens_per_second", "flops_per_second", "step_seconds",
+         "old_step_seconds", "stall_seconds", "stall_steps", "spans", "steps"}  # fmt: skip
 
 
 def rows(text: str) -> list[dict]:
@@ -32,7 +33,7 @@ def rows(text: str) -> list[dict]:
 @pytest.fixture
 def local_checkpoints(tmp_path, monkeypatch):
     """Makes `train` keep its checkpoints here, whatever its run directory."""
-    program = sys.modules["stacking_jax.training.train"]
+    program = sys.modules["stacking_jax.training.run"]
 
     def kept_here(directory, *arguments, **options):
         return Checkpoints(tmp_path / "kept", *arguments, **options)

@@ -88,6 +88,8 @@ def test_a_run_goes_on_with_other_devices(config, change, tmp_path, monkeypatch,
         model={"num_layers": 2, "d_model": 16, "d_ff": 16},
         # An update is then a smooth function of its gradient.
         optimizer={"epsilon": 1e-3},
+        # No batch is placed before its step, so that those placed are those trained on.
+        device_batches=0,
     )
     assert [stage.steps for stage in config.plan().stages] == [2, 4]
     placed, restored, place = [], [], sharding.place_batch

@@ -66,8 +66,8 @@ def test_metrics_tell_the_story_in_order(reference, read_rows, read_summary):
     rows = read_rows(reference)
     assert [(row["kind"], row["step"]) for row in rows] == [
         ("train", 1), ("train", 2), ("train", 3), ("grow", 3), ("train", 4), ("eval", 4),
-        ("train", 5), ("train", 6), ("train", 7), ("train", 8), ("eval", 8), ("train", 9),
-        ("eval", 9),
+        ("train", 5), ("boundary", 5), ("train", 6), ("train", 7), ("train", 8), ("eval", 8),
+        ("train", 9), ("eval", 9),
     ]
     for key in ("tokens", "model_flops", "wall_seconds", "train_seconds"):
         values = [row[key] for row in rows]
@@ -278,6 +278,7 @@ def test_a_directory_of_something_else_is_refused(config, corpus, snapshot):
         ({"model": {"vocab_size": 128}}, "bytes has 259 ids, but the model only 128"),
         ({"model": {"vocab_size": 322}, "mesh": {"tensor": 4}}, r"embedding \(322, 32\)"),
         ({"mesh": {"fsdp": 3}}, "needs 3 devices"),
+        ({"model": {"attention": "splash"}}, "needs a TPU, and the program is compiled for 'cpu'"),
         ({"data": {"held_out": 0.0}}, "no 'validation' records"),
         ({"data": {"text_dir": "/no/such/folder"}}, "/no/such/folder"),
     ],
@@ -287,6 +288,13 @@ def test_what_cannot_run_leaves_no_directory_behind(config, change, tmp_path, se
         train(change(config, **settings), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_row_with_more_documents_than_were_promised_is_not_trained_on(config, change, tmp_path):
+    # Forty texts of some 800 bytes leave ends that share records of 64.
+    one = change(config, model={"max_documents": 1}, growth={"operator": None})
+    with pytest.raises(UserError, match=r"the batch of step \d+: a row holds \d+ documents"):
+        train(one, tmp_path / "run")
 
 
 # ---- Numbers that are not finite -------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""What a stage runs, traced for a mesh and compiled: its growth, train and evaluation steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stacking_jax.data.records import BATCH_KEYS
+from stacking_jax.growth import Plan, Stage
+from stacking_jax.training import sharding
+from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.growing import GrowthProgram, growth_program, ramp_of
+from stacking_jax.training.schedules import learning_rate
+from stacking_jax.training.state import TrainState, shardings_of
+from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a stage runs, compiled.
+
+    Attributes:
+      train_step: as `make_train_step` says; the state is given away.
+      eval_step: as `make_eval_step` says.
+      finite: whether a state may be saved.
+      grow: from the state of the stage before, given away, to that of this one; None where
+        nothing grows.
+    """
+
+    train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    eval_step: Callable[[Any, dict, Any], tuple[Any, Any]]
+    finite: Callable[[TrainState], jax.Array]
+    grow: GrowthProgram | None = None
+
+
+def compile_stage(
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
+    before: TrainState | None = None,
+) -> Programs:
+    """Compiles what a stage runs.
+
+    Args:
+      config: of the run.
+      plan, stage: its stages, and the one of them.
+      graph: the model without its parameters.
+      optimizer: of the state.
+      mesh: the devices.
+      abstract: the state of the stage.
+      keys: the arrays of a batch, `PackedBatches.keys`.
+      before: the abstract state of the stage before, where the stage begins by growing it.
+    """
+    *_, programs = compile_in_turn(
+        config, plan, stage, graph, optimizer, mesh, abstract, keys, before
+    )
+    return programs
+
+
+def compile_in_turn(
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
+    before: TrainState | None = None,
+) -> Iterator[Programs | None]:
+    """`compile_stage`, with a pause (None) after each program; those needed first come first."""
+    grow = None
+    if before is not None:
+        grow = growth_program(
+            config.model, config.growth, optimizer, stage, abstract, seed=config.seed
+        ).compile(before)
+        yield None
+    step = lower_train_step(
+        config, plan, stage, graph, optimizer, mesh, abstract, keys
+    ).compile()
+    yield None
+    finite = all_finite.lower(abstract).compile()
+    yield None
+    ramp = ramp_of(config, stage)
+    evaluate = (
+        jax.jit(make_eval_step(graph, sharding.constrainer(mesh)))
+        .lower(
+            abstract.params, abstract_batch(config, mesh, keys),
+            None if ramp is None else jax.eval_shape(ramp, 0),
+        )
+        .compile()
+    )
+    yield Programs(step, evaluate, finite, grow)
+
+
+def lower_train_step(
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
+) -> jax.stages.Lowered:
+    """The train step of a stage, traced for `mesh` and not compiled; see `compile_stage`.
+
+    The mesh may be one of devices that are described only, as `planning` has them.
+    """
+    train_step = make_train_step(
+        graph,
+        optimizer,
+        learning_rate(config.optimizer, plan.total_steps, config.growth, plan.growth_steps),
+        clip_norm=config.optimizer.clip_norm,
+        z_loss=config.z_loss,
+        microbatches=config.microbatches,
+        skip_nonfinite=config.on_nan == "skip",
+        spikes=config.spikes,
+        gates=ramp_of(config, stage),
+        constrain=sharding.constrainer(mesh),
+    )
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=(shardings_of(abstract), None)
+    ).lower(abstract, abstract_batch(config, mesh, keys))
+
+
+def abstract_batch(
+    config: TrainConfig, mesh: sharding.LogicalMesh, keys: Sequence[str] = BATCH_KEYS
+) -> dict:
+    """Shapes, dtypes and shardings of a batch: int32 `[B, L]` for each of `keys`."""
+    rows = jax.ShapeDtypeStruct(
+        (config.batch_size, config.data.sequence_length), jnp.int32,
+        sharding=mesh.sharding(sharding.BATCH),
+    )
+    return dict.fromkeys(keys, rows)

@@ -1,0 +1,248 @@
+"""The suites of benchmarks: contenders that must agree, the table, what is kept, what fails.
+
+Nothing is timed here; what was measured is committed, and looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cpu_lines, floors, gpu_lines, run
+from benchmarks.contenders import Shape, Torch, agree, initial_params, ours, plain
+from benchmarks.measure import interval, windows
+from benchmarks.suite import KEYS, Job, Line, Measured, Results, chosen, read_notes
+from stacking_jax.models import DecoderConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = Shape(320, 2, 64, 160, 2, rows=2, length=64, dtype="float32")
+SUITES = {"cpu": cpu_lines.JOBS, "gpu": gpu_lines.JOBS}
+LINES = (Line("1", "speed", 0.97, 0.99), Line("2", "stall", 2.0, 1.0, "lower"), Line("3", "seen"))
+JOB = Job("any", LINES, lambda tiny: iter(()), 1.0)
+
+
+# ---- Contenders ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_contenders_agree_and_wrong_attention_is_noticed(dtype):
+    packed = dataclasses.replace(SMALL, dtype=dtype, documents=2)
+    whole = dataclasses.replace(packed, documents=1)
+    params = initial_params(packed)
+    found = ours(packed, params).first()
+    agree(packed, found, plain(packed, params, stacked=True).first())
+    apart = ours(whole, params).first()
+    agree(whole, apart, plain(whole, params, kernel="xla").first())
+    # What sees across documents computes something else, and is told apart.
+    with pytest.raises(AssertionError, match="different things"):
+        agree(packed, found, apart)
+
+
+def test_a_contender_counts_its_own_steps():
+    one = ours(SMALL, initial_params(SMALL))
+    first = one.first(2)
+    assert len(first["loss"]) == len(first["grad_norm"]) == 2
+    assert one(3) > 0
+    # Updates were done: the same batch does not have the same loss again.
+    assert one.first(4)["loss"][3] != first["loss"][0]
+
+
+def test_a_kernel_without_documents_gets_no_documents():
+    packed = dataclasses.replace(SMALL, documents=2)
+    with pytest.raises(ValueError, match="one document"):
+        plain(packed, None, kernel="xla")
+    with pytest.raises(ValueError, match="one document"):
+        Torch(packed, None, compiled=False, device="cpu")
+
+
+def _torch_is_there() -> bool:
+    beside = os.pathsep.join([f"{sys.prefix}/parity", os.environ.get("PYTHONPATH", "")])
+    asked = subprocess.run(
+        [sys.executable, "-c", "import torch, transformers"], capture_output=True,
+        env=os.environ | {"PYTHONPATH": beside},
+    )
+    return asked.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_torch_computes_what_we_compute(kind):
+    if not _torch_is_there():
+        pytest.skip("torch and transformers cannot be used: bash launch/parity.sh")
+    params = initial_params(SMALL)
+    theirs = Torch(SMALL, params, kind=kind, compiled=False, device="cpu")
+    try:
+        agree(SMALL, ours(SMALL, params).first(), theirs.first())
+        assert theirs(1) > 0
+    finally:
+        theirs.close()
+
+
+def test_the_products_are_the_flops_of_the_plan():
+    """What the floors time one by one is all that the cost model counts."""
+    for shape in (SMALL, *floors.SHAPES.values()):
+        forward = sum(
+            2 * number * math.prod(left) * right[-1]
+            for _, number, left, right in floors.products(shape)
+        )
+        assert 3 * forward == shape.flops_per_step()
+
+
+def test_only_settings_that_the_decoder_has_are_given():
+    known = {field.name for field in dataclasses.fields(DecoderConfig)}
+    assert set(gpu_lines._unpacked(False)) <= known
+
+
+# ---- Windows -------------------------------------------------------------------------------
+
+
+def test_windows_take_turns_and_give_seconds_per_step():
+    calls = []
+
+    def contender(name):
+        return lambda steps: calls.append((name, steps)) or 2.0 * steps
+
+    seconds = windows({name: contender(name) for name in "ab"}, 5, 3)
+    assert seconds == {"a": [2.0] * 5, "b": [2.0] * 5}
+    warm, timed = calls[:2], calls[2:]
+    assert warm == [("a", 2), ("b", 2)]
+    assert [name for name, _ in timed] == list("abbaabbaab")
+
+
+def test_the_interval_lies_about_the_median():
+    values = [1.0, 1.2, 0.9, 1.1, 1.05, 0.97, 1.3]
+    found = interval(values)
+    assert found["median"] == statistics.median(values)
+    assert min(values) <= found["low"] < found["median"] < found["high"] <= max(values)
+    assert interval(values) == found
+    assert interval([0.5] * 5) == {"median": 0.5, "low": 0.5, "high": 0.5, "windows": 5}
+
+
+# ---- The table -----------------------------------------------------------------------------
+
+
+def test_a_line_is_met_in_its_own_direction(tmp_path):
+    results = Results("cpu", [JOB], tmp_path)
+    for ratio, of_line, met in ((0.98, 0, False), (0.99, 0, True), (1.2, 1, False), (1.0, 1, True)):
+        results.put(LINES[of_line], Measured(ratio, "found"))
+        assert results.objects()[of_line]["met"] is met
+    results.put(LINES[2], Measured(7.0, "found"))
+    assert results.objects()[2]["met"] is None
+    assert [list(found) for found in results.objects()] == [list(KEYS)] * 3
+    assert results.objects()[0]["ratio"] == 0.99
+    assert "no, floor reached" not in results.table()
+
+
+def test_what_misses_its_floor_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.suite.read_notes", lambda: {"cpu": {"1": "the disk is slow"}})
+    results = Results("cpu", [JOB], tmp_path)
+    results.put(LINES[0], Measured(0.5, "found"))
+    results.put(LINES[1], Measured(3.0, "found"))
+    first, second, third = results.objects()
+    assert first["note"].startswith("misses its floor: the disk is slow")
+    assert "nobody has said why" in second["note"]
+    assert third["ratio"] is None and third["note"] == "not measured"
+    assert results.table().count("no, floor missed") == 2
+
+
+def test_results_are_kept_and_gone_on_with(tmp_path):
+    results = Results("cpu", [JOB], tmp_path)
+    results.put(LINES[0], Measured(1.0, "found", 0.9, 1.1, {"seconds": [1, 2]}))
+    again = Results("cpu", [JOB], tmp_path)
+    assert again.objects() == results.objects() and not again.has(JOB)
+    # A failure does not wipe out what is known.
+    again.put(LINES[0], Measured(None, "not measured: it broke"))
+    assert again.objects()[0]["ratio"] == 1.0
+    for line in LINES[1:]:
+        again.put(line, Measured(1.0, "found"))
+    assert Results("cpu", [JOB], tmp_path).has(JOB)
+    assert "1 (0.9 to 1.1)" in (tmp_path / "suite_cpu.md").read_text(encoding="utf-8")
+
+
+def test_lines_are_chosen_by_their_numbers():
+    assert [job.name for job in chosen(gpu_lines.JOBS, ["4", "7b"])] == ["1b", "head"]
+    assert chosen(gpu_lines.JOBS, []) == list(gpu_lines.JOBS)
+    with pytest.raises(KeyError, match="44"):
+        chosen(gpu_lines.JOBS, ["4", "44"])
+
+
+# ---- Running -------------------------------------------------------------------------------
+
+
+def test_a_job_runs_in_a_process_of_its_own_and_is_not_run_again(tmp_path, capsys):
+    command = ["--suite", "cpu", "--only", "8", "--tiny", "--json", "--results", str(tmp_path)]
+    assert run.main(command) == 0
+    lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)}
+    assert lines["8"]["ratio"] > 0 and "MB" in lines["8"]["note"]
+    assert lines["1"] == lines["1"] | {"ratio": None, "met": None, "note": "not measured"}
+    stored = (tmp_path / "suite_cpu.json").read_bytes()
+    assert json.loads(stored)["lines"][0]["machine"]["command"].startswith("python -m benchmarks")
+    assert run.main(command) == 0
+    captured = capsys.readouterr()
+    assert "measured already" in captured.err
+    assert (tmp_path / "suite_cpu.json").read_bytes() == stored
+
+
+def test_a_job_that_fails_is_a_note(tmp_path, capsys):
+    job = Job("there is none", LINES, JOB.run, 1.0)
+    results = Results("cpu", [job], tmp_path / "results")
+    run._run(job, results, argparse.Namespace(suite="cpu", tiny=True), tmp_path, 60.0)
+    notes = [found["note"] for found in results.objects()]
+    assert all(note.startswith("not measured: it ended with 1") for note in notes)
+    assert "StopIteration" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path, capsys):
+    command = ["--suite", "cpu", "--minutes", "0", "--json", "--results", str(tmp_path)]
+    assert run.main(command) == 0
+    for line in json.loads(capsys.readouterr().out):
+        assert line["ratio"] is None and "no time" in line["note"]
+
+
+def test_a_line_that_is_not_there_is_refused(capsys):
+    assert run.main(["--suite", "gpu", "--only", "99", "--tiny"]) == 2
+    assert "there is no line '99'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(run._has_gpu(), reason="there is a GPU")
+def test_without_a_gpu_the_lines_say_so(tmp_path, capsys):
+    assert run.main(["--suite", "gpu", "--json", "--results", str(tmp_path)]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert {line["name"].rstrip("ab") for line in lines} >= {str(n) for n in range(1, 13)}
+    for line in lines:
+        assert line["ratio"] is None and line["met"] is None
+        assert line["note"].startswith(run.NO_GPU)
+
+
+@pytest.mark.parametrize(
+    "job", [
+        pytest.param(cpu_lines.JOBS[0], id="floors"),
+        pytest.param(gpu_lines.JOBS[1], id="step", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_yields_its_lines(job):
+    found = dict(job.run(True))
+    assert list(found) == [line.name for line in job.lines]
+    assert all(line.ratio > 0 for line in found.values())
+
+
+# ---- What is committed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_missed_floor_of_the_committed_results_has_its_reason(suite):
+    results = Results(suite, SUITES[suite], ROOT / "benchmarks" / "results")
+    assert results.path.exists()
+    assert "nobody has said why" not in results.table()
+    assert results.path.with_suffix(".md").read_text(encoding="utf-8").endswith(results.table())
+    names = {line.name for line in results.lines}
+    assert set(results.rows) <= names and set(read_notes()[suite]) <= names

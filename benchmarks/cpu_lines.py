@@ -119,17 +119,12 @@ JOBS = (
     Job("compile", (
         Line("5c", "compiling 48 scanned layers over compiling 8", 1.3, 1.3, "lower"),
     ), compiling, 2),
-    Job("growth", (
-        Line("8", "growth of the whole state over a copy of the grown one", 2.0, 1.2, "lower"),
-    ), growth, 2),
+    Job("growth", jobs.GROWTH_LINES, growth, 2),
     Job("boundary", (
         Line("9", "stall at a stage boundary, in steps of the new stage", 2.0, 2.0, "lower"),
         Line("10", "slowdown of training while the next stage compiles", better="lower"),
     ), boundary, 8),
-    Job("clock", (
-        Line("11a", "clock of full depth over MIDAS PROP-1, over theory", 0.95, 0.99),
-        Line("11b", "clock of full depth over MIDAS PROP-2, over theory", 0.95, 0.99),
-    ), clock, 6),
+    Job("clock", jobs.CLOCK_LINES, clock, 6),
     Job("save", (
         Line("12", "blocking of a save over the device-to-host copy", better="lower"),
     ), save, 2),

@@ -245,17 +245,12 @@ JOBS = (
         Line("7a", "loss at vocabulary 128k: memory over materialised", 1 / 4, 1 / 6, "lower"),
         Line("7b", "loss at vocabulary 128k: speed against materialised", 0.95, 1.05),
     ), head, 1),
-    Job("growth", (
-        Line("8", "growth of the whole state over a copy of the grown one", 2.0, 1.2, "lower"),
-    ), growth, 1),
+    Job("growth", jobs.GROWTH_LINES, growth, 1),
     Job("boundary", (
         Line("9", "stall at a stage boundary, in steps of the new stage", 2.0, 1.0, "lower"),
         Line("10", "slowdown of training while the next stage compiles", 0.10, 0.02, "lower"),
     ), boundary, 5),
-    Job("clock", (
-        Line("11a", "clock of full depth over MIDAS PROP-1, over theory", 0.95, 0.99),
-        Line("11b", "clock of full depth over MIDAS PROP-2, over theory", 0.95, 0.99),
-    ), clock, 6, TWO_PROCESSES),
+    Job("clock", jobs.CLOCK_LINES, clock, 6, TWO_PROCESSES),
     Job("save", (
         Line("12", "blocking of a save over the device-to-host copy", 2.0, 1.1, "lower"),
     ), save, 1),

@@ -17,7 +17,7 @@ import jax
 from benchmarks.contenders import Shape, Torch, agree, initial_params, ours
 from benchmarks.measure import interval, speed, windows
 from benchmarks.step_time import measure as measure_step
-from benchmarks.suite import Measured, NotYet
+from benchmarks.suite import Line, Measured, NotYet
 
 Found = Iterator[tuple[str, Measured]]
 
@@ -25,6 +25,15 @@ TINY_BOUNDARY = (
     "--rounds", "1", "--before", "60", "--depth", "2", "--block", "2", "--width", "64",
     "--batch_size", "2", "--length", "64",
 )
+GROWTH_LINES = (
+    Line("8", "growth of the whole state over a copy of the grown one", 2.0, 1.2, "lower"),
+)
+CLOCK_LINES = (
+    Line("11a", "clock of full depth over MIDAS PROP-1, over theory", 0.95, 0.99),
+    Line("11b", "clock of full depth over MIDAS PROP-2, over theory", 0.95, 0.99),
+)
+"""What is promised alike of a GPU and of two cores."""
+
 TINY_SAVE = ("--layers", "2", "--width", "64", "--rounds", "5")
 
 

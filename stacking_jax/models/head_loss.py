@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from stacking_jax.models.decoder import Constrain, unconstrained
 from stacking_jax.models.losses import head_logits
+from stacking_jax.models.placement import Placement
 
 LOGIT_BYTES = 2**29
 """'auto' chunks the loss where a device's float32 logits take more, into chunks of so much."""
@@ -305,5 +306,5 @@ def _parts_of(shape, constrain) -> tuple[int, int]:
 
 
 def _parts(constrain, name: str) -> int:
-    """Of a function that knows no mesh: 1."""
-    return getattr(constrain, "parts", lambda name: 1)(name)
+    """Of a plain function, which knows no mesh: 1."""
+    return constrain.parts(name) if isinstance(constrain, Placement) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 Names = Sequence[str | None]
 
 
-class Placement:
+class Placement(abc.ABC):
     """Places activations by the names of their axes, and says for which devices that is.
 
     A plain function `(x, names) -> x` may stand in its place wherever a model takes one; it
@@ -20,26 +21,27 @@ class Placement:
     """
 
     @property
+    @abc.abstractmethod
     def device(self) -> jax.Device:
         """One of the devices that the program is compiled for; they are all alike."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def __call__(self, x: jax.Array, names: Names) -> jax.Array:
         """`x`, laid out by the names of its axes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def parts(self, name: str | None) -> int:
         """Into how many parts an axis of this name is cut."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def spec(self, names: Names) -> PartitionSpec:
         """The partition of an array whose axes have these names."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sharding(self, names: Names) -> NamedSharding | None:
         """The same on the devices; None where there is one device alone."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def on_each_device(
         self, function: Callable[..., Any], takes: Any, gives: Any
     ) -> Callable[..., Any]:
@@ -50,7 +52,6 @@ class Placement:
           takes: a tuple of the arguments' `spec`s, or trees of specs.
           gives: those of the result.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan, Random, Stage, gates_ramp, grow_state
 from stacking_jax.models import LAYOUT, DecoderConfig
+from stacking_jax.training import spikes
 from stacking_jax.training.config import GrowthConfig, TrainConfig
 from stacking_jax.training.state import TrainState, initial_state, shardings_of
 
@@ -26,7 +26,7 @@ def growth_program(
 
     The old state is donated. Leaves of the stack change their shape, so theirs is the one
     memory that cannot be used again: at most old and new state lie there together. A window
-    of gradient norms begins anew (`spikes.empty_window`).
+    of gradient norms begins anew, for the reason that `spikes.empty_window` gives.
 
     Args:
       model: the decoder's shape, for layers that are drawn anew.
@@ -48,12 +48,11 @@ def growth_program(
         # Of all that is drawn, only what is used is computed.
         fresh = initial_state(model, optimizer, stage.depth, key).params if draws else None
         grown = grow_state(
-            dataclasses.replace(state, spikes=None), stage.grow_map, LAYOUT, start=starts,
+            spikes.without_window(state), stage.grow_map, LAYOUT, start=starts,
             moments=growth.moments, optimizer=optimizer, fresh=fresh,
-            key=jax.random.fold_in(key, 1), target=dataclasses.replace(after, spikes=None),
+            key=jax.random.fold_in(key, 1), target=spikes.without_window(after),
         )
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), after.spikes)
-        return dataclasses.replace(grown, spikes=empty)
+        return dataclasses.replace(grown, spikes=spikes.zeros_of_window(after.spikes))
 
     program = jax.jit(run, donate_argnums=0, out_shardings=shardings_of(after))
     return GrowthProgram(program, key)

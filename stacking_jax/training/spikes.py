@@ -90,10 +90,15 @@ def empty_window(state: TrainState, abstract: TrainState) -> TrainState:
     if abstract.spikes is None:
         return state
     make = jax.jit(
-        lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract.spikes),
+        lambda: zeros_of_window(abstract.spikes),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract.spikes),
     )
     return dataclasses.replace(state, spikes=make())
+
+
+def zeros_of_window(window: Any) -> Any:
+    """The empty window like an abstract one; None for None."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), window)
 
 
 # ---- On the host -----------------------------------------------------------------------------

@@ -38,14 +38,16 @@ def run(folder: Path, arguments: argparse.Namespace, ahead: bool) -> dict[str, l
         "TrainConfig.eval_every": 0, "TrainConfig.checkpoint_every": steps,
         "TrainConfig.compile_ahead": ahead, "TrainConfig.compilation_cache": str(folder / "cache"),
     }
-    subprocess.run(
+    done = subprocess.run(
         [
             sys.executable, "-m", "stacking_jax", "train", "--gin_file", "gin/experiments/demo.gin",
             "--gin_file", "gin/growth/baseline.gin", "--run_dir", str(folder / "run"),
             *(f"--gin.{name}={value!r}" for name, value in settings.items()),
         ],
-        check=True, capture_output=True,
+        check=False, capture_output=True, text=True,
     )
+    if done.returncode:
+        raise RuntimeError(f"the run ended with {done.returncode}: {done.stderr.strip()}")
     rows: dict[str, list] = {}
     for line in (folder / "run/metrics.jsonl").open(encoding="utf-8"):
         row = json.loads(line)

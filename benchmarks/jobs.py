@@ -22,7 +22,7 @@ from benchmarks.suite import Line, Measured, NotYet
 Found = Iterator[tuple[str, Measured]]
 
 TINY_BOUNDARY = (
-    "--rounds", "1", "--before", "60", "--depth", "2", "--block", "2", "--width", "64",
+    "--rounds", "1", "--stages", "3", "--steps", "60", "--depth", "2", "--width", "64",
     "--batch_size", "2", "--length", "64",
 )
 GROWTH_LINES = (
@@ -143,11 +143,12 @@ def boundary(*arguments: str) -> Found:
     """Lines 9 and 10: whole runs that compile the next stage ahead, by turns with runs that
     do not."""
     found = reported("boundary", *arguments)
-    ahead = found["runs"]["ahead"]
+    ahead, in_turn = (found["windows"][name] for name in ("ahead", "in_turn"))
     size = found["shape"]
+    deepest = size["depth"] + (size["stages"] - 1) * size["block"]
     text = (
-        f"{len(ahead)} runs of {size['depth']} to {size['depth'] + size['block']} layers of "
-        f"{size['width']}, {size['batch_size']} × {size['length']} tokens"
+        f"{len(ahead)} boundaries of {size['rounds']} runs of {size['depth']} to {deepest} layers "
+        f"of {size['width']}, {size['batch_size']} × {size['length']} tokens"
     )
     yield "9", of_interval(
         interval([run["stall_steps"] for run in ahead]),
@@ -157,7 +158,7 @@ def boundary(*arguments: str) -> Found:
     slower = found["slowdown_while_compiling"]
     pairs = [
         run["slowdown"] / control["slowdown"] - 1
-        for run, control in zip(ahead, found["runs"]["in_turn"], strict=True)
+        for run, control in zip(ahead, in_turn, strict=True)
         if run["slowdown"] is not None and control["slowdown"] is not None
     ]
     if not pairs:

@@ -17,15 +17,22 @@ from stacking_jax.growth.operators import growth_map, stage_depths
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of training at one depth.
+    """One stage of training: what is stored, and what of it runs.
 
     Attributes:
       depth: stored layers while the stage trains.
       steps: training steps.
       start: the global step at which it begins.
       grow_map: how the stage's layers come from the ones before; None in the
-        first stage.
+        first stage, the identity where nothing grows.
       operator: the name of the growth operator, for people.
+      run_map: which stored layer runs at each position, of a looped model; None for every
+        layer once.
+      path: positions that a step runs, drawn anew each step; None for all of them.
+
+    Raises:
+      UserError: if the map to run reads from another number of layers, or the path is no part
+        of it.
     """
 
     depth: int
@@ -33,11 +40,47 @@ class Stage:
     start: int
     grow_map: DepthMap | None = None
     operator: str | None = None
+    run_map: DepthMap | None = None
+    path: int | None = None
+
+    def __post_init__(self):
+        if self.run_map is not None and self.run_map.stored != self.depth:
+            raise UserError(
+                f"a stage of {self.depth} stored layers cannot run the map {self.run_map}, which "
+                f"reads from {self.run_map.stored}"
+            )
+        if self.path is not None and not 1 <= self.path <= self.run_depth:
+            raise UserError(
+                f"a path of {self.path} layers does not fit into a depth of {self.run_depth}"
+            )
 
     @property
     def end(self) -> int:
         """The global step after the stage's last one."""
         return self.start + self.steps
+
+    @property
+    def run_depth(self) -> int:
+        """Positions of the network: how deep it is when it is evaluated."""
+        return self.depth if self.run_map is None else len(self.run_map)
+
+    @property
+    def positions(self) -> int:
+        """Positions that one training step computes."""
+        return self.run_depth if self.path is None else self.path
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state changes where the stage begins."""
+        return self.grow_map is not None and not self.grow_map.is_identity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with maps as lists."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        maps = ("grow_map", "run_map")
+        return plain | {
+            name: None if plain[name] is None else list(plain[name].sources) for name in maps
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +222,18 @@ class Plan:
 
     @property
     def final_depth(self) -> int:
+        """Stored layers at the end."""
         return self.stages[-1].depth
+
+    @property
+    def final_run_depth(self) -> int:
+        """Positions of the network at the end."""
+        return self.stages[-1].run_depth
 
     @property
     def growth_steps(self) -> tuple[int, ...]:
         """The global steps at which the stack grows: after that many updates."""
-        return tuple(stage.start for stage in self.stages[1:])
+        return tuple(stage.start for stage in self.stages if stage.grows)
 
     def stage_at(self, step: int) -> int:
         """Index of the stage that trains global step `step` (counted from 0).
@@ -204,18 +253,18 @@ class Plan:
     ) -> float:
         """Forward and backward FLOPs of the whole run."""
         return tokens_per_step * sum(
-            stage.steps * costs.flops_per_token(stage.depth, head=head, attention=attention)
+            stage.steps * costs.flops_per_token(stage.positions, head=head, attention=attention)
             for stage in self.stages
         )
 
     def speedup(self, costs: ModelCosts, *, head: bool = True, attention: bool = True) -> float:
-        """FLOPs of as many steps at the final depth, over the FLOPs of this plan.
+        """FLOPs of as many steps at the final depth that runs, over the FLOPs of this plan.
 
         With `head=False` this is 1 / Σ_i (T_i / T)(d_i / L), the figure that the
         papers quote. The head does not shrink with depth, so the honest figure
         includes it.
         """
-        full = Plan.constant(self.final_depth, self.total_steps)
+        full = Plan.constant(self.final_run_depth, self.total_steps)
         return full.flops(costs, 1, head=head, attention=attention) / self.flops(
             costs, 1, head=head, attention=attention
         )
@@ -223,28 +272,32 @@ class Plan:
     def describe(self, costs: ModelCosts, tokens_per_step: int) -> dict:
         """The plan and its cost as plain data, ready for JSON.
 
-        FLOPs are forward and backward, attention in full. `params` counts
+        FLOPs are forward and backward, attention in full, of the layers that run (`run_depth`
+        in a training step); parameters are of those that are stored (`depth`). `params` counts
         everything, `speedup_blocks` the layers alone, `speedup_model` the head too.
         """
         total = self.flops(costs, tokens_per_step)
         stages = []
         for stage in self.stages:
-            per_token = costs.flops_per_token(stage.depth)
+            runs = stage.positions
+            per_token = costs.flops_per_token(runs)
             flops = per_token * tokens_per_step * stage.steps
             stages.append(
                 {
                     "depth": stage.depth,
+                    "run_depth": runs,
                     "start": stage.start,
                     "steps": stage.steps,
                     "tokens": stage.steps * tokens_per_step,
                     "operator": stage.operator,
                     "map": list(stage.grow_map.sources) if stage.grow_map else None,
                     "map_text": str(stage.grow_map or DepthMap.identity(stage.depth)),
+                    "run_map_text": None if stage.run_map is None else str(stage.run_map),
                     "params": costs.params(stage.depth),
                     "flops_per_token": per_token,
-                    "flops_per_token_without_head": costs.flops_per_token(stage.depth, head=False),
+                    "flops_per_token_without_head": costs.flops_per_token(runs, head=False),
                     "flops_per_token_without_attention": costs.flops_per_token(
-                        stage.depth, attention=False
+                        runs, attention=False
                     ),
                     "flops": flops,
                     "cost_share": flops / total,

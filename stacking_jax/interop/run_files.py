@@ -169,9 +169,4 @@ def copy_foreign(source: Path, target: Path) -> None:
 
 
 def _plan_as_json(plan: Plan) -> list[dict[str, Any]]:
-    return [
-        dataclasses.asdict(stage) | {
-            "grow_map": list(stage.grow_map.sources) if stage.grow_map else None
-        }
-        for stage in plan.stages
-    ]
+    return [stage.to_dict() for stage in plan.stages]

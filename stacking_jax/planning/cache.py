@@ -132,7 +132,8 @@ def compiled_settings(config: TrainConfig, stage: int) -> dict[str, Any]:
     settings["growth"] = {
         k: v for k, v in settings["growth"].items() if k not in _BETWEEN_STAGES
     }
-    return settings | {"depth": config.plan().stages[stage].depth}
+    planned = config.plan().stages[stage].to_dict()
+    return settings | {name: planned[name] for name in ("depth", "run_map", "path")}
 
 
 @functools.cache

@@ -45,13 +45,14 @@ def stage_by_formula(config: TrainConfig, stage: int, topology: Topology) -> dic
     sizes = mesh_sizes(config, topology.num_chips)
     mesh = _without_devices(config, sizes)
     sharding.check_batch(mesh, config.batch_size, config.microbatches)
-    depth = config.plan().stages[stage].depth
+    planned = config.plan().stages[stage]
     state = abstract_state(
-        config.model, make_optimizer(config.optimizer, LAYOUT), depth, mesh
+        config.model, make_optimizer(config.optimizer, LAYOUT), planned.depth, mesh
     )
     batch = abstract_batch(config, mesh, batch_keys(config.data.is_ul2))
     step = _Step(
-        config, depth, sizes, state_bytes(state), state_bytes(state.params), state_bytes(batch)
+        config, planned.positions, sizes, state_bytes(state), state_bytes(state.params),
+        state_bytes(batch),
     )
     peak = step.peak_bytes()
     return {
@@ -93,7 +94,7 @@ def mesh_sizes(config: TrainConfig, devices: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One train step on one device."""
+    """One train step on one device; `depth` is of the layers that it runs."""
 
     config: TrainConfig
     depth: int

@@ -69,8 +69,7 @@ def plan_on(
     described = config.describe_plan()
     answers = []
     for number, (asked, stage) in enumerate(questions(config), start=1):
-        depth = asked.plan().stages[stage].depth
-        label = f"{depth} layers"
+        label = f"{asked.plan().stages[stage].positions} layers"
         if number > len(plan.stages):
             label += " throughout"
 
@@ -84,7 +83,7 @@ def plan_on(
     for stage, answer in zip(described["stages"], answers, strict=True):
         stage |= answer
     estimate = _cost(plan, answers, machine, price)
-    full = Plan.constant(plan.final_depth, plan.total_steps)
+    full = Plan.constant(plan.final_run_depth, plan.total_steps)
     full_cost = _cost(full, [baseline], machine, price)
     described |= {
         "topology": {
@@ -95,7 +94,7 @@ def plan_on(
         "fits": all(answer["fits"] for answer in answers),
         "estimate": estimate,
         "baseline": {
-            "depth": plan.final_depth, "steps": plan.total_steps, **baseline,
+            "depth": plan.final_run_depth, "steps": plan.total_steps, **baseline,
             "estimate": full_cost,
         },
         "saving": {
@@ -138,7 +137,7 @@ def stage_on(
 ) -> dict[str, Any]:
     """What one stage needs of a machine, with its estimated step."""
     result = dict(machine.stage(config, stage, doing))
-    depth = config.plan().stages[stage].depth
+    depth = config.plan().stages[stage].positions
     costs = config.model.costs(config.data.sequence_length)
     empty = dict.fromkeys((
         "step_seconds_estimate", "mfu_estimate", "bound_by", "compute_seconds",

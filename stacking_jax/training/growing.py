@@ -106,6 +106,8 @@ def check_growths(
       UserError: for the first one that could not be carried out.
     """
     for before, stage in zip(plan.stages, plan.stages[1:]):
+        if not stage.grows:
+            continue
         program = growth_program(
             config.model, config.growth, optimizer, stage, shapes(stage.depth)
         )
@@ -114,7 +116,7 @@ def check_growths(
 
 def ramp_of(config: TrainConfig, stage: Stage) -> Callable[[jax.Array], jax.Array] | None:
     """The gates of a stage by the number of updates done, or None if its copies have none."""
-    if stage.grow_map is None or not config.growth.ramp_steps:
+    if not stage.grows or not config.growth.ramp_steps:
         return None
     return lambda step: gates_ramp(
         step, stage.grow_map, config.growth.ramp_steps, begin=stage.start
@@ -132,8 +134,8 @@ def refuse_open_ramp(config: TrainConfig, step: int, what: str) -> None:
       what: what was to be done with it, for the message.
     """
     ramp = config.growth.ramp_steps
-    for stage in config.plan().stages[1:] if ramp else ():
-        if stage.start < step < stage.start + ramp:
+    for stage in config.plan().stages if ramp else ():
+        if stage.grows and stage.start < step < stage.start + ramp:
             raise UserError(
                 f"cannot {what} checkpoint {step}: the copies of the growth at step {stage.start} "
                 f"are let in by gates until step {stage.start + ramp}; choose a checkpoint from "

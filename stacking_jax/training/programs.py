@@ -13,10 +13,13 @@ from stacking_jax.data.records import BATCH_KEYS
 from stacking_jax.growth import Plan, Stage
 from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
-from stacking_jax.training.growing import GrowthProgram, growth_program, ramp_of
+from stacking_jax.training.growing import GrowthProgram, growth_program
 from stacking_jax.training.schedules import learning_rate
+from stacking_jax.training.stack_runs import inference_stack, training_stack
 from stacking_jax.training.state import TrainState, shardings_of
 from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
+
+_A_STEP = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +81,10 @@ def compile_in_turn(
     yield None
     finite = all_finite.lower(abstract).compile()
     yield None
-    ramp = ramp_of(config, stage)
+    stack = inference_stack(config, stage)
     evaluate = (
-        jax.jit(make_eval_step(graph, sharding.constrainer(mesh)))
-        .lower(
-            abstract.params, abstract_batch(config, mesh, keys),
-            None if ramp is None else jax.eval_shape(ramp, 0),
-        )
+        jax.jit(make_eval_step(graph, stack, sharding.constrainer(mesh)))
+        .lower(abstract.params, abstract_batch(config, mesh, keys), _A_STEP)
         .compile()
     )
     yield Programs(step, evaluate, finite, grow)
@@ -107,7 +107,7 @@ def lower_train_step(
         microbatches=config.microbatches,
         skip_nonfinite=config.on_nan == "skip",
         spikes=config.spikes,
-        gates=ramp_of(config, stage),
+        stack=training_stack(config, stage),
         constrain=sharding.constrainer(mesh),
     )
     return jax.jit(

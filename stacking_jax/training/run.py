@@ -103,9 +103,8 @@ class Run:
                 self.state,
                 {
                     "step": step, "stage": plan.stage_at(step - 1), "depth": self.depth,
-                    "history": list(self.history), "plan": [dataclasses.asdict(s) | {
-                        "grow_map": list(s.grow_map.sources) if s.grow_map else None
-                    } for s in plan.stages],
+                    "history": list(self.history),
+                    "plan": [stage.to_dict() for stage in plan.stages],
                     "config": config.to_dict(), "counters": dataclasses.asdict(self.counters),
                     "scores": self.scores, "seconds": self.clock.read(),
                     "skipped_batches": self.skipped_batches,

@@ -16,6 +16,7 @@ from stacking_jax.models.layer_stack import cast_matrices
 from stacking_jax.models.losses import carries_loss, inputs_from_targets, prompt_inputs
 from stacking_jax.training.spike_config import SpikeConfig
 from stacking_jax.training.spikes import judge
+from stacking_jax.training.stack_runs import StackOf, plain_stack
 from stacking_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -32,7 +33,7 @@ def make_train_step(
     microbatches: int = 1,
     skip_nonfinite: bool = False,
     spikes: SpikeConfig = SpikeConfig(),
-    gates: Callable[[jax.Array], jax.Array] | None = None,
+    stack: StackOf = plain_stack,
     constrain: Constrain = unconstrained,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
@@ -47,8 +48,7 @@ def make_train_step(
       skip_nonfinite: leave the state as it is when loss or gradient is not finite.
       spikes: the policy for gradients that are far too large; with one, a state has a
         window, see `spikes.with_window`.
-      gates: from the number of updates done to the layers' gates, float32 `[depth]`; see
-        `growth.run_stack`.
+      stack: from the number of updates done to how the stack runs, see `stack_runs`.
       constrain: places activations on the mesh.
 
     The batch holds `tokens`, `segment_ids` and `positions`, int32 `[B, L]`, and
@@ -60,10 +60,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         tokens = jnp.sum(carries_loss(batch))
-        open_to = None if gates is None else gates(state.step)
+        runs = stack(state.step)
 
         def loss_of(params, part):
-            objective, cross = _sums(graph, params, part, open_to, z_loss, constrain)
+            objective, cross = _sums(graph, params, part, runs, z_loss, constrain)
             # Divided by the whole batch's tokens, so that parts add up to the whole.
             return objective / jnp.maximum(tokens, 1), cross
 
@@ -104,12 +104,18 @@ def make_train_step(
 
 
 def make_eval_step(
-    graph: Any, constrain: Constrain = unconstrained
+    graph: Any, stack: StackOf = plain_stack, constrain: Constrain = unconstrained
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Builds `eval_step(params, batch, gates=None) -> (summed cross-entropy in nats, tokens)`."""
+    """Builds `eval_step(params, batch, step=0) -> (summed cross-entropy in nats, tokens)`.
 
-    def eval_step(params, batch, gates=None):
-        _, cross = _sums(graph, params, batch, gates, 0.0, constrain)
+    Args:
+      graph: the decoder's graph definition.
+      stack: from the number of updates done to how the stack runs at evaluation.
+      constrain: places activations on the mesh.
+    """
+
+    def eval_step(params, batch, step=0):
+        _, cross = _sums(graph, params, batch, stack(step), 0.0, constrain)
         return cross, jnp.sum(carries_loss(batch))
 
     return eval_step
@@ -121,8 +127,8 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _sums(graph, params, batch, gates, z_loss, constrain):
-    """Summed objective and summed cross-entropy of a batch."""
+def _sums(graph, params, batch, runs, z_loss, constrain):
+    """Summed objective and summed cross-entropy of a batch, with the stack run as `runs` says."""
     segment_ids = batch["segment_ids"]
     model = nnx.merge(graph, params)
     config = model.config
@@ -134,8 +140,8 @@ def _sums(graph, params, batch, gates, z_loss, constrain):
         segment_ids=segment_ids,
         positions=batch["positions"],
         bidirectional=bidirectional,
-        gates=gates,
         constrain=constrain,
+        **runs,
     )
     kernel, vocab_axis = model.head_matrix()
     chunk = chunk_of(

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from stacking_jax.console import progress, say
 from stacking_jax.errors import UserError
@@ -201,7 +202,7 @@ def _enter_stage(run: Run, number: int) -> None:
         ahead_seconds, 0.0
     )
     begins = max(stage.start, run.first_step)
-    if run.depth != stage.depth:
+    if _grows(run, number):
         with clock.section("grow"):
             began = clock.wall
             run.state = programs.grow(run.state)
@@ -237,8 +238,17 @@ def _to_compile(run: Run, number: int) -> tuple:
     return (
         setup.config, setup.plan, stage, setup.graph, setup.optimizer, setup.mesh,
         setup.shapes(stage.depth), setup.data.keys,
-        None if stage.depth == run.depth else setup.shapes(run.depth),
+        setup.shapes(run.depth) if _grows(run, number) else None,
     )
+
+
+def _grows(run: Run, number: int) -> bool:
+    """Whether the state has yet to grow into stage `number`."""
+    stage = run.setup.plan.stages[number]
+    done = any(
+        entry["step"] == stage.start and "to_depth" in entry for entry in run.history
+    )
+    return stage.grows and stage.start >= run.first_step and not done
 
 
 def _account_for_boundary(run: Run, number: int, last: int) -> None:
@@ -258,11 +268,9 @@ def _evaluate(run: Run, number: int, step: int) -> None:
       UserError: if it is not finite.
     """
     setup = run.setup
-    ramp = ramp_of(setup.config, setup.plan.stages[number])
     with run.clock.section("evaluate"):
-        gates = None if ramp is None else ramp(step)
         run.scores = setup.held_out.evaluate(
-            lambda params, batch: run.programs.eval_step(params, batch, gates),
+            lambda params, batch: run.programs.eval_step(params, batch, np.int32(step)),
             run.state.params, setup.mesh,
         )
     run.recorder.event("eval", step, stage=number + 1, depth=run.depth, **run.scores)

@@ -310,3 +310,33 @@ def test_plans_that_do_not_hang_together(stages, message):
 def test_a_plan_may_shrink():
     plan = Plan((Stage(4, 5, 0), Stage(2, 5, 5, DepthMap([0, 3]))))
     assert plan.final_depth == 2
+
+
+def test_what_runs_costs_and_what_is_stored_weighs():
+    """A loop of 4 stored layers run twice, and paths of 3 of 8: FLOPs by position."""
+    looped = Plan((Stage(4, 10, 0, run_map=DepthMap(list(range(4)) * 2)),))
+    paths = Plan((Stage(8, 10, 0, path=3), Stage(8, 10, 10, DepthMap.identity(8))))
+    described = looped.describe(GPT2_124M, 100)
+
+    assert looped.flops(GPT2_124M, 100) == Plan.constant(8, 10).flops(GPT2_124M, 100)
+    assert described["params"] == GPT2_124M.params(4)
+    assert (described["stages"][0]["depth"], described["stages"][0]["run_depth"]) == (4, 8)
+    assert described["speedup_model"] == 1
+    assert paths.flops(LAYERS_ONLY, 1) == 3 * 10 * (3 + 8)
+    assert paths.final_run_depth == 8
+    assert paths.growth_steps == (), "nothing grows where only what runs changes"
+    assert paths.stages[0].to_dict()["path"] == 3
+    assert looped.stages[0].to_dict()["run_map"] == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"run_map": DepthMap([0, 1, 0, 1])}, "reads from 2"),
+        ({"path": 5}, "a path of 5 layers does not fit into a depth of 4"),
+        ({"path": 0}, "a path of 0"),
+    ],
+)
+def test_a_stage_that_cannot_run_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        Stage(4, 10, 0, **settings)

@@ -13,7 +13,14 @@ import pytest
 from stacking_jax.errors import UserError
 from stacking_jax.growth import NEW, DepthMap, Stage, grow, midas
 from stacking_jax.models import LAYOUT, DecoderConfig
-from stacking_jax.training import GrowthConfig, MeshConfig, OptimizerConfig, sharding, train
+from stacking_jax.training import (
+    GrowthConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Stopped,
+    sharding,
+    train,
+)
 from stacking_jax.training.generation import sample_from_run
 from stacking_jax.training.growing import (
     check_growths,
@@ -290,3 +297,21 @@ def test_a_half_open_checkpoint_is_refused_and_named(ramped, ramped_run):
     np.testing.assert_array_equal(gates(jnp.int32(3)), [1, 1, 0, 0])
     np.testing.assert_array_equal(gates(jnp.int32(7)), [1, 1, 1, 1])
     assert ramp_of(ramped, ramped.plan().stages[0]) is None
+
+
+def test_layers_change_places_at_equal_depth(config, tmp_path):
+    """A growth that adds nothing is carried out all the same, once, however often it is resumed."""
+    turned = dataclasses.replace(
+        config, growth=GrowthConfig(stages=[(4, 4), (4, 4, [3, 2, 1, 0])]), total_steps=8,
+        checkpoint_every=2,
+    )
+    left_alone = dataclasses.replace(turned, growth=GrowthConfig(stages=[(4, 8)]))
+    whole = train(turned, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(turned, tmp_path / "parts", stop_at=4)
+    with pytest.raises(Stopped):
+        train(turned, tmp_path / "parts", stop_at=5)
+    parts = train(turned, tmp_path / "parts")
+
+    assert parts["params_digest"] == whole["params_digest"]
+    assert train(left_alone, tmp_path / "alone")["params_digest"] != whole["params_digest"]

@@ -35,7 +35,7 @@ def params(config, mesh):
 
 @pytest.fixture(scope="module")
 def scores(config, mesh, params):
-    step = jax.jit(make_eval_step(model_graph(config.model), sharding.constrainer(mesh)))
+    step = jax.jit(make_eval_step(model_graph(config.model), constrain=sharding.constrainer(mesh)))
     held_out = HeldOut.open(open_cache(config.data), config)
     return held_out, held_out.evaluate(step, params, mesh)
 

@@ -194,7 +194,9 @@ def test_rewinding_leaves_the_batches_out(rewinding, read_rows):
         step, functools.partial(abstract_params, config.model, mesh=mesh)
     )
     batches = PackedBatches(open_cache(config.data), "train", batch_size=8, seed=config.seed)
-    evaluate = jax.jit(make_eval_step(model_graph(config.model), sharding.constrainer(mesh)))
+    evaluate = jax.jit(
+        make_eval_step(model_graph(config.model), constrain=sharding.constrainer(mesh))
+    )
     nats, tokens = evaluate(params, sharding.place_batch(batches.batch(step + skipped), mesh))
     [row] = [row for row in read_rows(run_dir, "train") if row["step"] == step + 1]
     assert row["loss"] == pytest.approx(float(nats / tokens), rel=1e-5)

@@ -237,7 +237,7 @@ def test_otherwise_it_is_reported():
 def test_the_evaluation_step_sums_over_real_tokens():
     mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
     _, state = begin(mesh)
-    evaluate = jax.jit(make_eval_step(model_graph(MODEL), sharding.constrainer(mesh)))
+    evaluate = jax.jit(make_eval_step(model_graph(MODEL), constrain=sharding.constrainer(mesh)))
     nats, tokens = evaluate(state.params, sharding.place_batch(batch_of(5), mesh))
     assert int(tokens) == (batch_of(5)["segment_ids"] > 0).sum()
     want = jax.jit(loss_by_hand)(jax.device_get(state.params), batch_of(5))

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.contenders import Shape, initial_params, lowered, ours
 from benchmarks.measure import report, windows
@@ -27,8 +28,8 @@ from stacking_jax.models import LAYOUT
 from stacking_jax.planning.chips import chip_of_kind
 from stacking_jax.training import MeshConfig, sharding
 from stacking_jax.training.optimizers import optimizer
-from stacking_jax.training.state import model_graph
-from stacking_jax.training.step import make_eval_step
+from stacking_jax.training.state import TrainState, model_graph
+from stacking_jax.training.step import make_eval_step, make_train_step
 
 SHAPES = {
     "demo": Shape(320, 8, 96, 256, 2, 8, 256, "float32"),
@@ -102,7 +103,17 @@ def step_floors(shape: Shape, floors: dict, count: int, steps: int, **settings) 
     evaluate = make_eval_step(model_graph(config.model), constrain=sharding.constrainer(mesh))
     batch = sharding.place_batch(shape.batch(0), mesh)
     forward = jax.jit(lambda p: evaluate(p, batch)[0])
-    gradient = jax.jit(jax.grad(lambda p: evaluate(p, batch)[0]))
+    nothing = optax.identity()
+    plain = make_train_step(
+        model_graph(config.model), nothing, lambda step: 1.0, constrain=sharding.constrainer(mesh)
+    )
+
+    @jax.jit
+    def gradient(p):
+        """As a step of plain descent: what it takes off each parameter."""
+        state, _ = plain(TrainState(jnp.zeros((), jnp.int32), p, nothing.init(p)), batch)
+        return jax.tree.map(jnp.subtract, p, state.params)
+
     change = optimizer(config.optimizer, LAYOUT)
 
     @jax.jit

@@ -1,4 +1,5 @@
-"""What a train step on a pod needs by the TPU compiler's own figures: kernels against plain XLA.
+"""What a train step on a pod needs by the TPU compiler's own figures: with splash attention and
+the loss in chunks, and without.
 
     python -m benchmarks.tpu_attention --out benchmarks/results/tpu_attention.json
 
@@ -22,7 +23,12 @@ from stacking_jax.planning.topology import parse
 from stacking_jax.planning.topology_plan import full_depth
 
 EXPERIMENTS = ("midas_1b_prop2_v5p", "midas_8b_prop2_v5p")
-ARMS = {"xla": "DecoderConfig.attention='xla'", "splash": "DecoderConfig.attention='splash'"}
+ARMS = {
+    "without": "DecoderConfig.attention='xla';DecoderConfig.loss='whole'",
+    "splash": "DecoderConfig.attention='splash';DecoderConfig.loss='whole'",
+    "chunked": "DecoderConfig.attention='xla';DecoderConfig.loss='chunked'",
+    "both": "DecoderConfig.attention='splash';DecoderConfig.loss='chunked'",
+}
 FIGURES = (
     "fits", "hbm_peak_bytes", "hbm_limit_bytes", "argument_bytes", "temporary_bytes",
     "traffic_bytes", "compile_seconds", "error",
@@ -63,9 +69,9 @@ def main() -> None:
         for name, bindings in arms.items():
             say(f"{experiment}: {name}")
             results[experiment][name] = compiled(experiment, bindings) | {"bindings": bindings}
-        plain = results[experiment]["xla"]
+        plain = results[experiment]["without"]
         for one in results[experiment].values():
-            one["against_xla"] = {
+            one["against_without"] = {
                 figure: one[figure] / plain[figure]
                 for figure in ("temporary_bytes", "hbm_peak_bytes", "collective_bytes")
                 if one[figure] and plain[figure]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 _NEVER = -1e30
 """Added to the score of a key that must not be seen; finite, so that gradients are."""
+
+_LEAST_BLOCK = 128
 
 
 def document_mask(segment_ids: jax.Array, bidirectional: jax.Array | None = None) -> jax.Array:
@@ -31,13 +35,22 @@ def document_mask(segment_ids: jax.Array, bidirectional: jax.Array | None = None
     return (same & seen)[:, None]
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, blocks: int = 1
+) -> jax.Array:
     """Softmax attention; grouped queries share keys.
+
+    The backward pass keeps the softmax's weights, in the dtype of the values, and its products
+    take factors in the dtype of the computation. By JAX's own rules they would take the float32
+    gradients as they are, and so run in float32 where the model computes in bfloat16.
 
     Args:
       query: `[B, Q, H, W]`.
       key, value: `[B, S, K, W]`, with K dividing H.
       mask: bool `[B, 1, Q, S]`.
+      blocks: parts of the queries, which divide Q, of which each is computed with the keys up
+        to its end alone: of use where the mask lets no query see a later key, and Q = S. n of
+        them compute a share (n + 1) / 2n of all scores.
 
     Returns:
       `[B, Q, H, W]` in the query's dtype; the softmax is computed in float32.
@@ -49,18 +62,90 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, width)
     query = query.transpose(0, 2, 3, 1, 4) * width**-0.5
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bkgqw,bksw->bkgqs", query, key, preferred_element_type=jnp.float32)
-    scores = scores + jnp.where(mask, 0.0, _NEVER)[:, :, None]
-    # Normalising after the second product touches W numbers a query instead of S.
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - highest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jnp.einsum(
-        "bkgqs,bksw->bkgqw", weights.astype(value.dtype), value,
-        preferred_element_type=jnp.float32,
-    )
-    mixed = (mixed / total).astype(value.dtype)
+    mixed = _attend(query, key, value, mask, blocks)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+
+def blocks_of(length: int) -> int:
+    """Parts of a causal attention over rows of this length on a CPU, see `attend`.
+
+    Two or four, of 128 queries at least: more of them compile longer and spare little more.
+    """
+    return next((n for n in (4, 2) if length % n == 0 and length // n >= _LEAST_BLOCK), 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query, key, value, mask, blocks):
+    """`attend` with heads in front: queries `[B, K, G, Q, W]`, keys and values `[B, K, S, W]`."""
+    return _attend_forward(query, key, value, mask, blocks)[0]
+
+
+def _attend_forward(query, key, value, mask, blocks):
+    mixed, kept = [], []
+    for queries, keys in _blocks(query, key, blocks):
+        scores = jnp.einsum(
+            "bkgqw,bksw->bkgqs", query[:, :, :, queries], key[:, :, keys],
+            preferred_element_type=jnp.float32,
+        )
+        scores = scores + jnp.where(mask[:, :, queries, keys], 0.0, _NEVER)[:, :, None]
+        # Normalising after the second product touches W numbers a query instead of S.
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights.astype(value.dtype)
+        part = jnp.einsum(
+            "bkgqs,bksw->bkgqw", weights, value[:, :, keys], preferred_element_type=jnp.float32
+        )
+        mixed.append((part / total).astype(value.dtype))
+        kept.append((weights, total))
+    mixed = _joined(mixed, 3)
+    return mixed, (query, key, value, mixed, kept)
+
+
+def _attend_backward(blocks, residuals, gradient):
+    query, key, value, mixed, kept = residuals
+    gradient = gradient.astype(jnp.float32)
+    pull = jnp.sum(gradient * mixed, axis=-1, keepdims=True)
+    of_query, of_key, of_value = [], 0.0, 0.0
+    for (queries, keys), (weights, total) in zip(
+        _blocks(query, key, blocks), kept, strict=True
+    ):
+        here = gradient[:, :, :, queries] / total
+        low = here.astype(value.dtype)
+        of_weights = jnp.einsum(
+            "bkgqw,bksw->bkgqs", low, value[:, :, keys], preferred_element_type=jnp.float32
+        )
+        of_scores = weights * (of_weights - pull[:, :, :, queries] / total)
+        of_scores = of_scores.astype(query.dtype)
+        of_query.append(jnp.einsum(
+            "bkgqs,bksw->bkgqw", of_scores, key[:, :, keys], preferred_element_type=jnp.float32
+        ))
+        behind = [(0, 0), (0, 0), (0, key.shape[2] - keys.stop), (0, 0)]
+        of_key += jnp.pad(_onto_keys(of_scores, query[:, :, :, queries]), behind)
+        of_value += jnp.pad(_onto_keys(weights, low), behind)
+    return (
+        _joined(of_query, 3).astype(query.dtype), of_key.astype(key.dtype),
+        of_value.astype(value.dtype), None,
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _onto_keys(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """What queries `[B, K, G, Q, W]` give to the keys that they see: float32 `[B, K, S, W]`."""
+    return jnp.einsum("bkgqs,bkgqw->bksw", weights, x, preferred_element_type=jnp.float32)
+
+
+def _blocks(query: jax.Array, key: jax.Array, blocks: int) -> list[tuple[slice, slice]]:
+    """The queries of each block, and the keys that it needs."""
+    if blocks == 1:
+        return [(slice(0, query.shape[3]), slice(0, key.shape[2]))]
+    size = query.shape[3] // blocks
+    return [(slice(i * size, (i + 1) * size), slice(0, (i + 1) * size)) for i in range(blocks)]
+
+
+def _joined(parts: list[jax.Array], axis: int) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
 def attend_behind(

@@ -28,6 +28,7 @@ from stacking_jax.models.kernels import attention_mask, self_attention
 from stacking_jax.models.layer_stack import LayerStack
 from stacking_jax.models.losses import head_logits
 from stacking_jax.models.placement import unconstrained
+from stacking_jax.models.products import dense, gated
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 STREAM = ("batch", "length", "stream")
@@ -74,13 +75,14 @@ class Attention(nnx.Module):
         self.width = config.head_width
 
     def __call__(self, x, mask, angles, constrain, cache=None, start=None):
-        query = constrain(rotate(self._heads(x, self.query), *angles), QUERIES)
+        query = constrain(rotate(self._heads(x, self.query, constrain), *angles), QUERIES)
         query = checkpoint_name(query, "query")
         # Each device makes the keys and values of its part of the length, and then has all.
         key, value = (
             constrain(constrain(part, PARTS_OF_KEYS), KEYS)
             for part in (
-                rotate(self._heads(x, self.key), *angles), self._heads(x, self.value)
+                rotate(self._heads(x, self.key, constrain), *angles),
+                self._heads(x, self.value, constrain),
             )
         )
         key, value = checkpoint_name(key, "key"), checkpoint_name(value, "value")
@@ -89,11 +91,10 @@ class Attention(nnx.Module):
         else:
             mixed = attend_behind(query, key, value, mask, cache, start)
             new = {"key": key.transpose(0, 2, 1, 3), "value": value.transpose(0, 2, 1, 3)}
-        mixed = checkpoint_name(mixed, "context")
-        return mixed.reshape(*x.shape[:2], -1) @ self.out[...], new
+        return dense(mixed.reshape(*x.shape[:2], -1), self.out[...], constrain), new
 
-    def _heads(self, x, kernel):
-        return (x @ kernel[...]).reshape(*x.shape[:2], -1, self.width)
+    def _heads(self, x, kernel, constrain):
+        return dense(x, kernel[...], constrain).reshape(*x.shape[:2], -1, self.width)
 
 
 class GatedMLP(nnx.Module):
@@ -105,8 +106,9 @@ class GatedMLP(nnx.Module):
         self.up = _matrix(rngs, wide, ("embed", "mlp"))
         self.down = _matrix(rngs, narrow, ("mlp", "embed"), (2 * config.num_layers) ** -0.5)
 
-    def __call__(self, x):
-        return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[...]
+    def __call__(self, x, constrain):
+        gate, up = (dense(x, kernel[...], constrain) for kernel in (self.gate, self.up))
+        return dense(gated(gate, up), self.down[...], constrain)
 
 
 class DecoderLayer(nnx.Module):
@@ -122,7 +124,7 @@ class DecoderLayer(nnx.Module):
         x = checkpoint_name(x, "stream")
         mixed, new = self.attention(self.attention_norm(x), mask, angles, constrain, cache, start)
         x = checkpoint_name(constrain(x + mixed, STREAM), "middle")
-        x = constrain(x + self.mlp(self.mlp_norm(x)), STREAM)
+        x = constrain(x + self.mlp(self.mlp_norm(x), constrain), STREAM)
         return x if cache is None else (x, new)
 
 

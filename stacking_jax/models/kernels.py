@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from stacking_jax.console import say
 from stacking_jax.errors import UserError
 from stacking_jax.models import cudnn, splash, triton
 from stacking_jax.models.asked import BLOCK, Asked, interpreted
-from stacking_jax.models.attention import attend, document_mask
+from stacking_jax.models.attention import attend, blocks_of, document_mask
 from stacking_jax.models.config import DecoderConfig
 from stacking_jax.models.placement import Placement, unconstrained
 
@@ -41,7 +42,7 @@ QUERIES = ("batch", "length", "heads", None)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("causal", "within_prompts", "bidirectional", "sound"),
-    meta_fields=("kernel", "interpret"),
+    meta_fields=("kernel", "interpret", "blocks"),
 )
 @dataclasses.dataclass(frozen=True)
 class AttentionMask:
@@ -57,6 +58,7 @@ class AttentionMask:
       sound: bool `[B]`, rows of which the kernel is right; None where it always is.
       kernel: 'xla', 'splash', 'cudnn' or 'triton'.
       interpret: whether the kernel runs in Pallas's interpreter.
+      blocks: of `attend`, for XLA.
     """
 
     causal: Any
@@ -65,6 +67,7 @@ class AttentionMask:
     sound: jax.Array | None
     kernel: str
     interpret: bool = False
+    blocks: int = 1
 
     def guard(self, x: jax.Array) -> jax.Array:
         """`x` `[B, L, D]`, with NaN in the rows of which the kernel would be wrong."""
@@ -109,7 +112,8 @@ def attention_mask(
     if kernel == "xla":
         mask = document_mask(segment_ids, bidirectional)
         mask = placement(mask, ("batch", None, "length", "keys"))
-        return AttentionMask(mask, None, None, None, kernel)
+        blocks = _blocks(shape[1], placement) if bidirectional is None else 1
+        return AttentionMask(mask, None, None, None, kernel, blocks=blocks)
 
     within_prompts, sound = None, None
     if bidirectional is not None:
@@ -147,8 +151,16 @@ def self_attention(
     Returns:
       `[B, L, H, W]` in the query's dtype; the softmax is computed in float32.
     """
+    if mask.kernel == "splash":
+        return _by_kernel(query, key, value, mask, placement)  # Names itself what it gives.
     if mask.kernel == "xla":
-        return attend(query, key, value, mask.causal)
+        mixed = attend(query, key, value, mask.causal, mask.blocks)
+    else:
+        mixed = _by_kernel(query, key, value, mask, placement)
+    return checkpoint_name(mixed, splash.RESIDUALS)
+
+
+def _by_kernel(query, key, value, mask, placement):
     key, value, names = _dealt_out(query, key, value, placement)
     options = {"placement": placement, "names": names}
     if mask.kernel != "cudnn":
@@ -210,6 +222,12 @@ def check_documents(segment_ids: np.ndarray, limit: int | None, where: str) -> N
             f"{where}: a row holds {most} documents, and DecoderConfig.max_documents = {limit}; "
             f"bind at least {most}, or None, which takes a kernel for any number"
         )
+
+
+def _blocks(length: int, placement: Any) -> int:
+    """Parts in which XLA computes a causal attention: more than one on CPUs alone."""
+    whole = isinstance(placement, Placement) and placement.parts("length") == 1
+    return blocks_of(length) if whole and placement.device.platform == "cpu" else 1
 
 
 def _documents_in_runs(segment_ids: jax.Array, most: int) -> jax.Array:

@@ -19,8 +19,9 @@ from stacking_jax.models.placement import Placement
 LARGEST_BLOCK = 512
 """Tokens of a block at most: a common size, not tuned here, where no TPU was at hand."""
 
-RESIDUALS = "attention"
-"""The name of what the backward pass needs, for a rematerialisation that keeps it."""
+RESIDUALS = "context"
+"""The name of what attention gives, and of its normalisers: what the backward pass needs of the
+forward one. A rematerialisation that keeps it does not run the kernel again."""
 
 
 def refusal(asked: Asked) -> str | None:

@@ -148,12 +148,12 @@ class _Step:
     def everything(self) -> float:
         """Bytes of all that a layer's backward pass reads: what remat = 'none' keeps."""
         model, length = self.config.model, self.config.data.sequence_length
-        # Two norms in float32, rotated queries and keys, both halves of the gate, and the
-        # scores: float32 before and after the exponential, once more in the dtype.
+        # Two norms in float32, rotated queries and keys, what the gate gives, and attention's
+        # weights.
         norms = 2 * 4 * self.tokens * model.d_model
         heads = (model.num_heads + model.kv_heads) * model.head_width
-        elementwise = self.tokens * self.number * (heads + 2 * model.d_ff)
-        scores = self.tokens * length * model.num_heads * (8 + self.number)
+        elementwise = self.tokens * self.number * (heads + model.d_ff)
+        scores = self.tokens * length * model.num_heads * self.number
         return self.products() + norms + (elementwise + scores) / self.sizes["tensor"]
 
     def peak_bytes(self) -> float:

@@ -10,6 +10,7 @@ import pytest
 from stacking_jax.models.attention import (
     attend,
     attend_behind,
+    blocks_of,
     document_mask,
     rotary_angles,
     rotate,
@@ -87,6 +88,63 @@ def test_attention_against_numpy(kv_heads):
             weights /= weights.sum(-1, keepdims=True)
             want = weights @ np.asarray(value[b, :, h // group])
             np.testing.assert_allclose(got[b, :, h], want, rtol=1e-5, atol=1e-5)
+
+
+def plain_attention(query, key, value, mask):
+    """By JAX's own rules for gradients, in float32."""
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    groups = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
+    scores = jnp.einsum("bqhw,bshw->bhqs", query, key) * query.shape[3] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhqs,bshw->bqhw", weights, value)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_of_queries_change_neither_values_nor_gradients(blocks, dtype):
+    """Packed rows: a block's last key may be in another document than its first query."""
+    batch, length, heads, kv_heads, width = 2, 16, 4, 2, 8
+    shapes = [(batch, length, n, width) for n in (heads, kv_heads, kv_heads, heads)]
+    *parts, pull = (random(i, *shape).astype(dtype) for i, shape in enumerate(shapes))
+    documents = jnp.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16])
+    mask = document_mask(documents)
+    got, back = jax.vjp(lambda *parts: attend(*parts, mask, blocks), *parts)
+    want, plain_back = jax.vjp(lambda *parts: plain_attention(*parts, mask), *parts)
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[dtype]
+    assert got.dtype == dtype
+    for one, other in zip(
+        (got, *back(pull)), (want, *plain_back(pull.astype(jnp.float32))), strict=True
+    ):
+        np.testing.assert_allclose(
+            np.asarray(one, np.float32), np.asarray(other, np.float32),
+            rtol=tolerance, atol=tolerance,
+        )
+
+
+def test_products_of_both_passes_take_factors_in_the_dtype_of_the_computation():
+    parts = [random(i, 1, 8, 2, 4).astype(jnp.bfloat16) for i in range(3)]
+    mask = document_mask(jnp.ones((1, 8), int))
+    traced = jax.make_jaxpr(
+        lambda *parts: jax.vjp(lambda *parts: attend(*parts, mask, 2), *parts)[1](parts[0])
+    )(*parts)
+    dtypes = [str(factor) for pair in factors_of_products(traced.jaxpr) for factor in pair]
+    assert dtypes == ["bfloat16"] * 2 * 12, "two blocks: two products forward, four backward"
+
+
+def factors_of_products(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield tuple(factor.aval.dtype for factor in equation.invars)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from factors_of_products(getattr(inner, "jaxpr", inner))
+
+
+def test_a_row_is_cut_into_a_few_large_blocks():
+    assert [blocks_of(length) for length in (64, 255, 256, 510, 512, 1280, 1281)] == [
+        1, 1, 2, 2, 4, 4, 1,
+    ]
 
 
 def test_the_softmax_is_wider_than_bfloat16():

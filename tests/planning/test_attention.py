@@ -30,6 +30,14 @@ def test_a_tpu_program_holds_the_splash_kernel(tiny, with_model, libtpu, tmp_pat
     # One layer's program: forward, and backward to queries and to keys; causal, and in prompts.
     kernel = 'custom_call_target="tpu_custom_call"'
     assert {name: text.count(kernel) for name, text in programs.items()} == {"auto": 6, "xla": 0}
+    with Compiler(parse("v5e:2x2"), cache) as compiler:
+        for remat in ("minimal", "full"):
+            result = compiler.stage(with_model(config, remat=remat), 0)
+            programs[remat] = cache.text(result["program"])
+    # What 'minimal' keeps spares the backward pass both forward kernels.
+    assert {remat: programs[remat].count(kernel) for remat in ("minimal", "full")} == {
+        "minimal": 6, "full": 8,
+    }
     # Each device has half of the queries: their scores over all keys are nowhere but in XLA's.
     scores = {name: re.findall(r"f32\[[\d,]*128,256\]", text) for name, text in programs.items()}
     assert scores["xla"] and not scores["auto"]

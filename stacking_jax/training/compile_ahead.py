@@ -1,8 +1,9 @@
 """The programs of the next stage, traced and compiled in the background while this one trains.
 
-A thread of the lowest priority does it. XLA compiles in threads of its own as well, one set for
-the whole process: while something is compiled in the background they have the lowest priority
-too, and their own again as soon as somebody waits. (Linux lets a thread's priority rise for
+A thread of low priority does it: of the lowest, where the stage is long enough for that
+(`niceness`). XLA compiles in threads of its own as well, one set for the whole process: while
+something is compiled in the background they have that priority too, and their own again as soon
+as somebody waits, or half of the stage is over. (Linux lets a thread's priority rise for
 the superuser alone, or within RLIMIT_NICE. Elsewhere theirs stays low from then on, which costs
 time only where others keep the machine busy.) A process of its own, which fills the compilation
 cache, would yield to the steps as well; but it cannot have the accelerator, or be one of a run's
@@ -28,7 +29,7 @@ FIRST_STEPS = 5
 """Updates of a stage, or a quarter of a shorter one, before the next is compiled: they show what
 the boundary cost, and are not to be held up by it."""
 
-_LOWEST = 19
+_LOWEST, _LOW = 19, 10
 _found = threading.Event()
 _compiler_threads: set[int] = set()
 
@@ -42,14 +43,16 @@ class CompileAhead(Generic[T]):
       stage: the number of the stage that it is for.
     """
 
-    def __init__(self, stage: int, make: Callable[[], Iterator[T]]):
+    def __init__(self, stage: int, make: Callable[[], Iterator[T]], nice: int = _LOWEST):
         """Starts at once.
 
         Args:
           stage: a number.
           make: a generator whose last item is the result. Between its items it may be given up.
+          nice: how far below its own the process's priority the work has, 0 to 19.
         """
         self.stage = stage
+        self._below = nice
         self._make, self._given_up = make, threading.Event()
         self._result: T | None = None
         self._error: BaseException | None = None
@@ -62,6 +65,10 @@ class CompileAhead(Generic[T]):
     @property
     def ready(self) -> bool:
         return not self._thread.is_alive()
+
+    def hurry(self) -> None:
+        """Gives it the priority of everything else, where the system lets one rise."""
+        self._raise()
 
     def take(self) -> tuple[T | None, float]:
         """Waits for the result.
@@ -109,10 +116,25 @@ class CompileAhead(Generic[T]):
         if sys.platform == "linux":
             self._nice = os.getpriority(os.PRIO_PROCESS, os.getpid())
             self._lowered = {threading.get_native_id(), *_compiler_threads}
-            _set_priority(self._lowered, _LOWEST)
+            _set_priority(self._lowered, min(self._nice + self._below, _LOWEST))
 
     def _raise(self) -> None:
         _set_priority(self._lowered, self._nice)
+
+
+def niceness(seconds_left: float, needed: float) -> int:
+    """How low a priority leaves a compilation likely to be done in time.
+
+    Where the steps keep every core busy, the lowest gets some hundredths of one, and 10 a tenth.
+    Where they leave cores idle, as beside an accelerator, each is as good as the other.
+
+    Args:
+      seconds_left: of the stage that trains.
+      needed: seconds that such a compilation takes where nothing else runs.
+    """
+    if seconds_left >= 30 * needed:
+        return _LOWEST
+    return _LOW if seconds_left >= 8 * needed else 0
 
 
 def find_compiler_threads() -> None:

@@ -44,6 +44,7 @@ class Run:
       records: which records each step was given, where that is asked for.
       programs: what the present stage runs; None before the first.
       ahead: what the next stage runs, under way; None where nothing is.
+      compile_seconds: the longest that compiling a stage in its turn took.
     """
 
     setup: Setup
@@ -61,6 +62,7 @@ class Run:
     records: RecordLog | None
     programs: Programs | None = None
     ahead: CompileAhead[Programs] | None = None
+    compile_seconds: float = 0.0
 
     @property
     def counters(self) -> Counters:

@@ -21,6 +21,7 @@ from stacking_jax.training.compile_ahead import (
     FIRST_STEPS,
     CompileAhead,
     find_compiler_threads,
+    niceness,
 )
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import ramp_of
@@ -146,7 +147,9 @@ def _train(
                 if step == first_steps + 1:  # Now these have been seen to be done.
                     _account_for_boundary(run, number, first_steps)
                     if stop_at is None or stop_at > stage.end:
-                        _compile_ahead(run, number + 1)
+                        _compile_ahead(run, number + 1, stage.end - step)
+                if run.ahead is not None and step == stage.end - stage.steps // 2:
+                    run.ahead.hurry()
                 advance(1, run.recorder.status)
 
                 last = step == plan.total_steps
@@ -194,7 +197,9 @@ def _enter_stage(run: Run, number: int) -> None:
             programs, ahead_seconds = ahead.take()
             ahead_seconds -= clock.wall - began
         if programs is None:
+            in_turn = clock.wall
             programs = compile_stage(*_to_compile(run, number))
+            run.compile_seconds = max(run.compile_seconds, clock.wall - in_turn)
         run.programs = programs
         compile_seconds = clock.wall - began
     counted["compile_seconds"] += compile_seconds
@@ -225,11 +230,16 @@ def _enter_stage(run: Run, number: int) -> None:
     run.recorder.restart_speed(begins)
 
 
-def _compile_ahead(run: Run, number: int) -> None:
+def _compile_ahead(run: Run, number: int, steps_left: int) -> None:
     """Begins to compile what stage `number` runs, in the background, if there is such a stage."""
     if run.setup.config.compile_ahead and number < len(run.setup.plan.stages):
         arguments = _to_compile(run, number)
-        run.ahead = CompileAhead(number, lambda: compile_in_turn(*arguments))
+        ends = dict(run.recorder.done)
+        seconds_left = steps_left * (ends[max(ends)] - ends[max(ends) - 1])
+        run.ahead = CompileAhead(
+            number, lambda: compile_in_turn(*arguments),
+            niceness(seconds_left, run.compile_seconds),
+        )
 
 
 def _to_compile(run: Run, number: int) -> tuple:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stacking_jax.training import Stopped, train
-from stacking_jax.training.compile_ahead import CompileAhead
+from stacking_jax.training.compile_ahead import CompileAhead, niceness
 
 ROOT = Path(__file__).resolve().parents[2]
 # Linux alone has a priority for every thread.
@@ -88,6 +88,35 @@ def test_it_runs_at_the_lowest_priority_and_nothing_else_does():
     (first, then), _ = ahead.take()
     assert first == 19 and then in ({mine} if os.geteuid() == 0 else {mine, 19})
     assert nice() == mine
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "needed", "nice"), [(300, 10, 19), (299, 10, 10), (80, 10, 10), (79, 10, 0)]
+)
+def test_short_stages_leave_it_more_of_the_machine(seconds_left, needed, nice):
+    assert niceness(seconds_left, needed) == nice
+
+
+@on_linux
+def test_it_can_be_told_to_hurry():
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    mine, started, go_on = nice(), threading.Event(), threading.Event()
+
+    def make():
+        first = nice()
+        started.set()
+        go_on.wait(60)
+        yield first, nice()
+
+    ahead = CompileAhead(1, make, nice=10)
+    started.wait(60)
+    ahead.hurry()
+    go_on.set()
+    (first, then), _ = ahead.take()
+    low = min(mine + 10, 19)
+    assert first == low and then in ({mine} if os.geteuid() == 0 else {mine, low})
 
 
 @on_linux

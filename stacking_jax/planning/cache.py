@@ -24,7 +24,7 @@ from typing import Any
 from stacking_jax.data.config import cache_root
 from stacking_jax.training.config import TrainConfig
 
-_FORMAT = 1
+_FORMAT = 2
 _ROOMS = ("growth", "models", "training", "planning", "data/records.py")
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "numpy")
 # What changes no program: names, paths, and what is due when.

@@ -116,7 +116,7 @@ class Module:
         self.computations: dict[str, Computation] = {}
         self.entry = ""
         current: Computation | None = None
-        for line in text.splitlines():
+        for line in _whole_lines(text):
             if current is None or not line.startswith(" "):
                 found = _HEADER.match(line)
                 if found:
@@ -124,7 +124,7 @@ class Module:
                     self.computations[found[2]] = current
                     if found[1]:
                         self.entry = found[2]
-                elif line.startswith("}"):
+                elif line == "}":
                     current = None
                 continue
             instruction = _instruction(line)
@@ -251,6 +251,22 @@ class Module:
         ]
         known = [step for step in steps if step is not None]
         return known[0] if len(known) == 1 and len(counters) == 1 else None
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, those of one instruction put together: a kernel's attributes go over several."""
+    begun = None
+    for line in text.splitlines():
+        if begun is not None and not line.startswith(" ") and line != "}":
+            begun += line
+            continue
+        if begun is not None:
+            yield begun
+        begun = line if line.startswith("  ") else None
+        if begun is None:
+            yield line
+    if begun is not None:
+        yield begun
 
 
 def _instruction(line: str) -> Instruction | None:

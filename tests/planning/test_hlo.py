@@ -71,6 +71,19 @@ def test_nested_loops_multiply():
     assert negation.scope == "inner_body"
 
 
+def test_a_kernel_whose_attributes_go_over_several_lines_ends_no_loop():
+    """As splash attention's do: what follows it in the loop's body was lost, and its length."""
+    kernel = (
+        '  %k = f32[4]{0} custom-call(%v), custom_call_target="tpu_custom_call", '
+        'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{\\"block_q\\": 128}"\n}}, '
+        'metadata={op_name="attend"}\n'
+    )
+    module = Module(NOTED.replace("  %r = f32[4]", kernel + "  %r = f32[4]"))
+    (negation,), (called,) = visits(module, "r"), visits(module, "k")
+    assert (negation.times, called.times, called.exact) == (28, 28, True)
+    assert "metadata={op_name" in called.instruction.attributes
+
+
 def test_a_length_that_is_not_written_down_is_said_to_be_unknown():
     (negation,) = visits(Module(LOOPS), "r")
     assert (negation.times, negation.exact) == (4, False)

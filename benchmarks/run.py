@@ -26,6 +26,7 @@ from pathlib import Path
 
 from benchmarks.measure import machine
 from benchmarks.suite import Job, Measured, NotYet, Results, chosen
+from stacking_jax.host_memory import keep_freed_memory
 
 SUITES = {"cpu": "benchmarks.cpu_lines", "gpu": "benchmarks.gpu_lines"}
 RESULTS = Path(__file__).with_name("results")
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     jobs = importlib.import_module(SUITES[arguments.suite]).JOBS
     if arguments.job is not None:
+        keep_freed_memory()  # As the commands that train do.
         _measure(next(job for job in jobs if job.name == arguments.job), arguments)
         return 0
     try:

@@ -12,8 +12,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation, cli_processes
+from stacking_jax import __version__, cli_evaluation, cli_processes, host_memory
 from stacking_jax.errors import UserError
+
+_COMPUTES = ("train", "finetune", "evaluate", "generate")
+"""Commands that run steps of a model, over and over."""
 
 _EXAMPLES = """\
 examples:
@@ -47,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if bindings and not hasattr(arguments, "gin_file"):
             raise UserError(f"{arguments.command} takes no --gin bindings")
         arguments.bindings = bindings
+        if argv is None and arguments.command in _COMPUTES:
+            host_memory.keep_freed_memory()
         gin_config.import_modules(getattr(arguments, "gin_import", ()))
         with cli_processes.joined(arguments, _report):
             return arguments.run(arguments) or 0

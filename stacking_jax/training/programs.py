@@ -19,6 +19,7 @@ from stacking_jax.training.stack_runs import inference_stack, training_stack
 from stacking_jax.training.state import TrainState, shardings_of
 from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
 
+_TRIED_BYTES = 2**30
 _A_STEP = jax.ShapeDtypeStruct((), jnp.int32)
 
 
@@ -66,9 +67,12 @@ def compile_stage(
 def compile_in_turn(
     config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
     mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str] = BATCH_KEYS,
-    before: TrainState | None = None,
+    before: TrainState | None = None, try_out: bool = False,
 ) -> Iterator[Programs | None]:
-    """`compile_stage`, with a pause (None) after each program; those needed first come first."""
+    """`compile_stage`, with a pause (None) after each program; those needed first come first.
+
+    With `try_out` the step is run once on zeros where that pays, see `_pays_to_try`.
+    """
     grow = None
     if before is not None:
         grow = growth_program(
@@ -79,6 +83,9 @@ def compile_in_turn(
         config, plan, stage, graph, optimizer, mesh, abstract, keys
     ).compile()
     yield None
+    if try_out and _pays_to_try(mesh, abstract):
+        jax.block_until_ready(step(*_zeros((abstract, abstract_batch(config, mesh, keys)))))
+        yield None
     finite = all_finite.lower(abstract).compile()
     yield None
     stack = inference_stack(config, stage)
@@ -88,6 +95,25 @@ def compile_in_turn(
         .compile()
     )
     yield Programs(step, evaluate, finite, grow)
+
+
+def _pays_to_try(mesh: sharding.LogicalMesh, abstract: TrainState) -> bool:
+    """Whether a step is to be run once, on zeros, before it is needed.
+
+    XLA's CPU backend prepares a program's products when they run for the first time, which made
+    the first step of a stage take two or three times as long as the next. It needs room for a
+    second state meanwhile, so a large one is not worth it. With several devices the order in
+    which two programs reach them must not differ, which only the steps themselves see to.
+    """
+    one_cpu = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    return one_cpu and jax.process_count() == 1 and size <= _TRIED_BYTES
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding), tree
+    )
 
 
 def lower_train_step(

@@ -237,7 +237,7 @@ def _compile_ahead(run: Run, number: int, steps_left: int) -> None:
         ends = dict(run.recorder.done)
         seconds_left = steps_left * (ends[max(ends)] - ends[max(ends) - 1])
         run.ahead = CompileAhead(
-            number, lambda: compile_in_turn(*arguments),
+            number, lambda: compile_in_turn(*arguments, try_out=True),
             niceness(seconds_left, run.compile_seconds),
         )
 

@@ -57,8 +57,8 @@ from stacking_jax.growth.state import grow_state
 __all__ = [
     "NEW", "OPERATORS", "POLICIES", "PRESETS", "STARTS", "Average", "Copy", "DepthMap",
     "Detected", "Identity", "Interpolate", "LayerwiseState", "Layout", "Loop", "ModelCosts",
-    "Noise", "Part", "Plan", "Random", "Scale", "Scanned", "Segment", "Stage", "Tensors", "Unrolled",
-    "as_depth_map", "custom", "detect_layout", "drop_last", "every_nth", "first_block",
+    "Noise", "Part", "Plan", "Random", "Scale", "Scanned", "Segment", "Stage", "Tensors",
+    "Unrolled", "as_depth_map", "custom", "detect_layout", "drop_last", "every_nth", "first_block",
     "g_stack", "gates_ramp", "gradstack", "grow", "grow_module", "grow_opt_state", "grow_state",
     "growth_map", "inherit_first", "interleave", "layerwise", "lidas", "loop", "midas",
     "operator", "progressive", "random_block", "repeat_block", "rewarm", "run_stack",

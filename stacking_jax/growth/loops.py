@@ -93,6 +93,8 @@ class Loop:
                 f"a loop over layers {self.start} to {self.stop - 1} needs {self.stop} stored "
                 f"layers; there are {stored}"
             )
+        if self.turns == 1:
+            return DepthMap.identity(stored)
         parts = (
             Segment(tuple(range(self.start))),
             Segment(tuple(range(self.start, self.stop)), self.turns),

@@ -31,8 +31,8 @@ class Stage:
         layer once.
       path: positions that a step runs, drawn anew each step; None for all of them.
       loop: where the map that runs has its loop, and what happens between the turns.
-      mix: `[new, old]`, where layers begin as weighted sums of those before and not as copies;
-        the map then says which of them a count is taken from.
+      mix: `[new, old]`, where parameters begin as weighted sums of those before and not as
+        copies; the map then says whose optimiser state a layer has.
 
     Raises:
       UserError: if the map to run reads from another number of layers or is not the loop's, the

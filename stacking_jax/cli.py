@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--top_p", type=float, default=1.0, metavar="P")
     sample.add_argument("--num_samples", type=int, default=1, metavar="N")
     sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--loops", type=int, metavar="N", help="of a looped model, how often")
     cli_processes.add_arguments(sample)
 
     cli_evaluation.add_commands(command, _gin_arguments)
@@ -346,7 +347,7 @@ def _generate(arguments) -> int:
         arguments.run_dir, arguments.prompt, step=arguments.step,
         num_samples=arguments.num_samples, max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
-        seed=arguments.seed,
+        seed=arguments.seed, loops=arguments.loops,
     )
     for number, text in enumerate(texts):
         if number:

@@ -26,6 +26,7 @@ def add_commands(command: Callable, gin_arguments: Callable) -> None:
     evaluate.add_argument("--shots", type=int, metavar="K", help="of a group, these tasks alone")
     evaluate.add_argument("--limit", type=int, metavar="N", help="examples per task")
     evaluate.add_argument("--seed", type=int, metavar="S", help="of generated examples")
+    evaluate.add_argument("--loops", type=int, metavar="N", help="of a looped model, how often")
     evaluate.add_argument("--out", metavar="DIR", help="in place of RUN/evaluations")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead")
     gin_arguments(evaluate, required=False)
@@ -49,20 +50,19 @@ def _evaluate(arguments) -> int:
     import dataclasses
 
     from stacking_jax import configurables, gin_config
-    from stacking_jax.evaluation.command import evaluate_run, show
+    from stacking_jax.evaluation.command import default_out, evaluate_run, show
     from stacking_jax.evaluation.config import EvaluationConfig
-    from stacking_jax.paths import open_path
 
     files = ["gin/evaluation.gin", *arguments.gin_file]
     gin_config.load(
         files, arguments.bindings, configurables.register, imports=arguments.gin_import
     )
-    given = {name: getattr(arguments, name) for name in ("shots", "limit", "seed")}
+    given = {name: getattr(arguments, name) for name in ("shots", "limit", "seed", "loops")}
     settings = dataclasses.replace(
         configurables.configured(EvaluationConfig),
         **{name: value for name, value in given.items() if value is not None},
     )
-    out = arguments.out or open_path(arguments.run_dir) / "evaluations"
+    out = arguments.out or default_out(arguments.run_dir, settings)
     found = evaluate_run(
         arguments.run_dir, arguments.tasks, settings, step=arguments.step,
         all_steps=arguments.all_steps, out=out,

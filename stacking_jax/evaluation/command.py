@@ -33,7 +33,7 @@ def evaluate_run(
       settings: of the evaluation.
       step: of the checkpoint; None for the newest.
       all_steps: every checkpoint that is there.
-      out: where results are written; None for RUN/evaluations.
+      out: where results are written; None for `default_out`.
 
     Returns:
       Step -> results in the order of the tasks.
@@ -43,7 +43,7 @@ def evaluate_run(
     """
     run = model.RunModels(run_dir, settings)
     steps = run.steps if all_steps else [run.choose(step)]
-    out = open_path(run_dir) / results.FOLDER if out is None else open_path(out)
+    out = default_out(run_dir, settings) if out is None else open_path(out)
     evaluator = Evaluator.open(tasks, settings, out, run.tokenizer)
     found = {}
     for chosen in steps:
@@ -58,6 +58,12 @@ def evaluate_run(
     if not found:
         raise UserError(f"no checkpoint of {run_dir} can be evaluated")
     return found
+
+
+def default_out(run_dir: str | Path, settings: EvaluationConfig) -> Path:
+    """RUN/evaluations; with other loops than in training a folder of their own below it."""
+    out = open_path(run_dir) / results.FOLDER
+    return out if settings.loops is None else out / f"loops-{settings.loops}"
 
 
 def show(found: dict[int, list[TaskResult]], out: str | Path, as_json: bool) -> None:

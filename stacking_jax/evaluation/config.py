@@ -28,6 +28,7 @@ class EvaluationConfig:
       bidirectional_prompts: whether the tokens of a prompt see one another; None for what the
         model was trained with, `DecoderConfig.bidirectional_prompts`.
       tokens_per_batch: rows × columns of a batch; None for what suits the device.
+      loops: how often the block of a looped model runs; None for as in training.
 
     Raises:
       UserError: a value is outside its range.
@@ -45,11 +46,14 @@ class EvaluationConfig:
     mode: str | None = "prefix"
     bidirectional_prompts: bool | None = None
     tokens_per_batch: int | None = None
+    loops: int | None = None
 
     def __post_init__(self):
         if isinstance(self.data_dir, os.PathLike):
             object.__setattr__(self, "data_dir", os.fspath(self.data_dir))
-        for name, least in (("shots", 0), ("limit", 1), ("top_k", 1), ("tokens_per_batch", 1)):
+        for name, least in (
+            ("shots", 0), ("limit", 1), ("top_k", 1), ("tokens_per_batch", 1), ("loops", 1)
+        ):
             value = getattr(self, name)
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < least

@@ -167,6 +167,8 @@ def _start(
         optimizer,
         learning_rate(config.optimizer, config.total_steps),
         clip_norm=config.optimizer.clip_norm,
+        # As it is evaluated, with the loops that were asked for.
+        stack=lambda step: model.runs,
         constrain=model.constrain,
     )
     begin = jax.jit(

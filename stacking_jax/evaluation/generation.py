@@ -78,6 +78,7 @@ def generate_texts(
             max_length=model.context,
             place=model.place,
             constrain=model.constrain,
+            **model.runs,
         )
         for place, parts, ids in zip(batch.members, chosen, new, strict=False):
             texts[place] = cut_at_stop(continuation_text(model.tokenizer, parts, ids), stop)

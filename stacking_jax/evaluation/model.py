@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stacking_jax.data.ul2 import mode_ids
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.evaluation.tokens import Split, split
+from stacking_jax.growth import DepthMap, Loop
 from stacking_jax.paths import open_path
 from stacking_jax.training import consensus, sharding
 from stacking_jax.training.checkpoints import Checkpoints
@@ -23,6 +25,7 @@ from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import refuse_open_ramp
 from stacking_jax.training.mesh import LogicalMesh, make_decoding_mesh
 from stacking_jax.training.run_directory import read_config
+from stacking_jax.training.stack_runs import stored_runs
 from stacking_jax.training.state import abstract_params, model_graph
 
 
@@ -37,6 +40,7 @@ class LanguageModel:
       context: tokens it may see, the new ones included: the sequence length of its run.
       mesh: the devices, for decoding: all axes but `tensor` divide a batch.
       opening: ids before every prompt: UL2's mode token, if there is one.
+      depth_map, loop: how its layers run; None and None for every layer once.
     """
 
     graph: Any
@@ -45,6 +49,13 @@ class LanguageModel:
     context: int
     mesh: LogicalMesh
     opening: tuple[int, ...] = ()
+    depth_map: DepthMap | None = None
+    loop: Loop | None = None
+
+    @property
+    def runs(self) -> dict[str, Any]:
+        """How its layers run, as arguments of whatever runs them."""
+        return {"depth_map": self.depth_map, "loop": self.loop}
 
     def split(self, prompt: str, target: str) -> Split:
         """Prompt and target as tokens; see `tokens.split`."""
@@ -126,13 +137,17 @@ class RunModels:
         """The model of one checkpoint, straight into its shards.
 
         Raises:
-          UserError: if it cannot be read, or its copies are only half let in by gates.
+          UserError: if it cannot be read, its copies are only half let in by gates, or loops are
+            asked for and it has none.
         """
         refuse_open_ramp(self.config, step, "evaluate")
         params = self._checkpoints.restore_params(
             step, lambda depth: abstract_params(self.config.model, depth, self.mesh)
         )
-        return language_model(self.config, params, self.tokenizer, self.mesh, self._settings)
+        runs = stored_runs(self._checkpoints.read_meta(step), self._settings.loops)
+        return language_model(
+            self.config, params, self.tokenizer, self.mesh, self._settings, runs
+        )
 
     def depth(self, step: int) -> int:
         """Layers of one checkpoint."""
@@ -141,9 +156,12 @@ class RunModels:
 
 def language_model(
     config: TrainConfig, params: Any, tokenizer: Tokenizer, mesh: LogicalMesh,
-    settings: EvaluationConfig,
+    settings: EvaluationConfig, runs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
-    """The model of a run, reading prompts as the settings say."""
+    """The model of a run, reading prompts as the settings say.
+
+    `runs` is how its layers run, see `stack_runs.stored_runs`; None for every layer once.
+    """
     shape = config.model
     if settings.bidirectional_prompts is not None:
         shape = dataclasses.replace(shape, bidirectional_prompts=settings.bidirectional_prompts)
@@ -151,5 +169,6 @@ def language_model(
     if config.data.has_mode_tokens and settings.mode is not None:
         opening = (mode_ids(tokenizer.info)[settings.mode],)
     return LanguageModel(
-        model_graph(shape), params, tokenizer, config.data.sequence_length, mesh, opening
+        model_graph(shape), params, tokenizer, config.data.sequence_length, mesh, opening,
+        **(runs or {}),
     )

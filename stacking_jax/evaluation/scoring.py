@@ -177,12 +177,12 @@ def _run(
     lengths = model.place(lengths)
     cache = prefill(
         model.graph, model.params, model.place(inputs), lengths,
-        capacity=width + columns, constrain=model.constrain,
+        capacity=width + columns, constrain=model.constrain, **model.runs,
     )
     sums = _score(
         model.graph, model.params, cache, lengths, model.place_axis(tokens, 1),
         model.place_axis(weights, 1), model.place_axis(at_end, 1), jnp.asarray(ending),
-        constrain=model.constrain,
+        constrain=model.constrain, **model.runs,
     )
     sums = to_host(sums)
     if not np.isfinite(sums).all():
@@ -190,9 +190,9 @@ def _run(
     return sums
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "constrain"))
+@functools.partial(jax.jit, static_argnames=("graph", "depth_map", "loop", "constrain"))
 def _score(
-    graph, params, cache, lengths, tokens, weights, at_end, ending, *, constrain
+    graph, params, cache, lengths, tokens, weights, at_end, ending, *, depth_map, loop, constrain
 ):
     model = nnx.merge(graph, params)
     positions = (lengths - 1)[:, None] + jnp.arange(tokens.shape[2] - 1)[None]
@@ -200,7 +200,9 @@ def _score(
     def of_choice(item):
         ids, weight, end_weight = item
         # What this writes behind the prompt is dropped: every choice sees the prompt alone.
-        logits, _ = model.decode(ids[:, :-1], positions, cache, constrain=constrain)
+        logits, _ = model.decode(
+            ids[:, :-1], positions, cache, depth_map=depth_map, loop=loop, constrain=constrain
+        )
         log_z = jax.nn.logsumexp(logits, axis=-1)
         of_target = jnp.take_along_axis(logits, ids[:, 1:, None], axis=-1, mode="clip")[..., 0]
         of_end = jax.nn.logsumexp(jnp.where(ending[None, None], logits, -1e30), axis=-1)

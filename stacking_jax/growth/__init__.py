@@ -10,6 +10,7 @@ from stacking_jax.growth.detect import Detected, detect_layout
 from stacking_jax.growth.grow import grow
 from stacking_jax.growth.layerwise import LayerwiseState, layerwise, to_layerwise
 from stacking_jax.growth.layouts import Layout, Scanned, Unrolled
+from stacking_jax.growth.loops import Loop
 from stacking_jax.growth.modules import grow_module
 from stacking_jax.growth.moments import grow_opt_state
 from stacking_jax.growth.operators import (
@@ -55,9 +56,9 @@ from stacking_jax.growth.state import grow_state
 
 __all__ = [
     "NEW", "OPERATORS", "POLICIES", "PRESETS", "STARTS", "Average", "Copy", "DepthMap",
-    "Detected", "Identity", "Interpolate", "LayerwiseState", "Layout", "ModelCosts", "Noise",
-    "Part", "Plan", "Random", "Scale", "Scanned", "Segment", "Stage", "Tensors", "Unrolled",
-    "as_depth_map", "custom", "detect_layout", "drop_last", "every_nth", "first_block",
+    "Detected", "Identity", "Interpolate", "LayerwiseState", "Layout", "Loop", "ModelCosts",
+    "Noise", "Part", "Plan", "Random", "Scale", "Scanned", "Segment", "Stage", "Tensors",
+    "Unrolled", "as_depth_map", "custom", "detect_layout", "drop_last", "every_nth", "first_block",
     "g_stack", "gates_ramp", "gradstack", "grow", "grow_module", "grow_opt_state", "grow_state",
     "growth_map", "inherit_first", "interleave", "layerwise", "lidas", "loop", "midas",
     "operator", "progressive", "random_block", "repeat_block", "rewarm", "run_stack",

@@ -11,6 +11,7 @@ from typing import Any
 from stacking_jax.errors import UserError
 from stacking_jax.growth.costs import ModelCosts
 from stacking_jax.growth.depth_map import DepthMap
+from stacking_jax.growth.loops import Loop
 from stacking_jax.growth.operators import custom as custom_map
 from stacking_jax.growth.operators import growth_map, stage_depths
 
@@ -29,10 +30,13 @@ class Stage:
       run_map: which stored layer runs at each position, of a looped model; None for every
         layer once.
       path: positions that a step runs, drawn anew each step; None for all of them.
+      loop: where the map that runs has its loop, and what happens between the turns.
+      mix: `[new, old]`, where parameters begin as weighted sums of those before and not as
+        copies; the map then says whose optimiser state a layer has.
 
     Raises:
-      UserError: if the map to run reads from another number of layers, or the path is no part
-        of it.
+      UserError: if the map to run reads from another number of layers or is not the loop's, the
+        path is no part of it, or the sums are of other layers than the map's.
     """
 
     depth: int
@@ -42,6 +46,8 @@ class Stage:
     operator: str | None = None
     run_map: DepthMap | None = None
     path: int | None = None
+    loop: Loop | None = None
+    mix: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self):
         if self.run_map is not None and self.run_map.stored != self.depth:
@@ -53,6 +59,17 @@ class Stage:
             raise UserError(
                 f"a path of {self.path} layers does not fit into a depth of {self.run_depth}"
             )
+        if self.loop is not None and (
+            self.path is not None or self.run_map != self.loop.depth_map(self.depth)
+        ):
+            raise UserError(
+                f"a stage with {self.loop} runs all of the map {self.loop.depth_map(self.depth)}"
+            )
+        if self.mix is not None and (
+            self.grow_map is None or len(self.mix) != self.depth
+            or any(len(row) != self.grow_map.stored for row in self.mix)
+        ):
+            raise UserError("the sums that a stage begins with are not of its map's layers")
 
     @property
     def end(self) -> int:
@@ -67,7 +84,23 @@ class Stage:
     @property
     def positions(self) -> int:
         """Positions that one training step computes."""
-        return self.run_depth if self.path is None else self.path
+        if self.path is not None:
+            return self.path
+        return self.run_depth + (0 if self.loop is None else self.loop.exit_positions(self.depth))
+
+    def flops_per_token(
+        self, costs: ModelCosts, *, head: bool = True, attention: bool = True
+    ) -> float:
+        """Forward and backward FLOPs per token of a training step, every exit of a loop counted.
+
+        Turns that gradients do not go through count their forward pass alone.
+        """
+        flops = costs.flops_per_token(self.positions, head=head, attention=attention)
+        if self.loop is None:
+            return flops
+        layer = costs.layer_flops + (costs.attention_flops if attention else 0.0)
+        exits = 3.0 * (self.loop.exits - 1) * costs.head_flops if head else 0.0
+        return flops + exits - 2.0 * self.loop.forward_only * layer
 
     @property
     def grows(self) -> bool:
@@ -78,6 +111,8 @@ class Stage:
         """Plain data, with maps as lists."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         maps = ("grow_map", "run_map")
+        plain["loop"] = None if self.loop is None else dataclasses.asdict(self.loop)
+        plain["mix"] = None if self.mix is None else [list(row) for row in self.mix]
         return plain | {
             name: None if plain[name] is None else list(plain[name].sources) for name in maps
         }
@@ -253,7 +288,7 @@ class Plan:
     ) -> float:
         """Forward and backward FLOPs of the whole run."""
         return tokens_per_step * sum(
-            stage.steps * costs.flops_per_token(stage.positions, head=head, attention=attention)
+            stage.steps * stage.flops_per_token(costs, head=head, attention=attention)
             for stage in self.stages
         )
 
@@ -279,13 +314,12 @@ class Plan:
         total = self.flops(costs, tokens_per_step)
         stages = []
         for stage in self.stages:
-            runs = stage.positions
-            per_token = costs.flops_per_token(runs)
+            per_token = stage.flops_per_token(costs)
             flops = per_token * tokens_per_step * stage.steps
             stages.append(
                 {
                     "depth": stage.depth,
-                    "run_depth": runs,
+                    "run_depth": stage.positions,
                     "start": stage.start,
                     "steps": stage.steps,
                     "tokens": stage.steps * tokens_per_step,
@@ -295,9 +329,9 @@ class Plan:
                     "run_map_text": None if stage.run_map is None else str(stage.run_map),
                     "params": costs.params(stage.depth),
                     "flops_per_token": per_token,
-                    "flops_per_token_without_head": costs.flops_per_token(runs, head=False),
-                    "flops_per_token_without_attention": costs.flops_per_token(
-                        runs, attention=False
+                    "flops_per_token_without_head": stage.flops_per_token(costs, head=False),
+                    "flops_per_token_without_attention": stage.flops_per_token(
+                        costs, attention=False
                     ),
                     "flops": flops,
                     "cost_share": flops / total,

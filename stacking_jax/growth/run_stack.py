@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from stacking_jax.errors import UserError
 from stacking_jax.growth.depth_map import DepthMap, Segment, as_depth_map, contiguous_runs
+from stacking_jax.growth.loops import Loop
 from stacking_jax.growth.read_layer import keep_all_but_layers, read_layer
+from stacking_jax.growth.run_loop import map_of_loop, run_loop
 
 
 def run_stack(
@@ -24,6 +26,7 @@ def run_stack(
     depth_map: DepthMap | Sequence[int] | jax.Array | None = None,
     gates: jax.Array | None = None,
     *,
+    loop: Loop | None = None,
     per_position: Any = None,
     mode: Literal["scan", "unroll"] = "scan",
     unroll: int = 1,
@@ -47,6 +50,8 @@ def run_stack(
       gates: `[positions]`; position i computes x + gates[i] · (body(layer, x) − x),
         so 1 is the layer itself and 0 skips it, both exactly, and 1/p rescales a
         dropped one. Mixed in float32 at least; integers in the carry are not gated.
+      loop: the layers that repeat, with what happens between their turns: injection, truncated
+        back-propagation, several exits. The map is then the loop's own, and may be left out.
       per_position: a pytree of arrays `[positions, ...]` that goes by position
         and not by stored layer, such as a KV cache.
       mode: 'scan' compiles in flat time with depth; 'unroll' runs faster on CPU.
@@ -58,14 +63,17 @@ def run_stack(
 
     Returns:
       The carry, or `(carry, outputs)` with outputs stacked `[positions, ...]`
-      where `per_position` is given.
+      where `per_position` is given. Of a loop with several exits the carry of each,
+      `[exits, ...]`, the one after all turns last.
 
     Raises:
       UserError: if leaves disagree on the number of layers, the map names a
-        layer that is not there or is `NEW`, gates and map differ in length, or `body` returns
-        a carry of another structure, shape or dtype.
+        layer that is not there or is `NEW`, gates and map differ in length, map and loop
+        do not agree, or `body` returns a carry of another structure, shape or dtype.
     """
     stored = _stored(layers)
+    if loop is not None:
+        depth_map = map_of_loop(loop, stored, depth_map, per_position)
     traced = isinstance(depth_map, jax.Array)
     if depth_map is None:
         depth_map = DepthMap.identity(stored)
@@ -99,7 +107,10 @@ def run_stack(
     if remat is not None:
         shortest = min(len(segment.layers) for segment in depth_map.segments)
         step = _checkpoint(step, remat, looped=mode == "scan" and unroll < shortest)
-    if mode == "unroll":
+    if loop is not None:
+        parts = _Parts(step, layers, stored, mode, unroll)
+        x, outputs = run_loop(parts, loop, stored, x, items)
+    elif mode == "unroll":
         x, outputs = _run_unrolled(step, _unstack(layers, stored), x, depth_map.sources, items)
     else:
         x, outputs = _run_scanned(step, layers, x, depth_map, items, unroll)
@@ -174,6 +185,26 @@ def _select(layers, segment: Segment, stored: int):
         for first, last in runs
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
+
+
+class _Parts:
+    """How `run_loop` runs some of the layers in a row."""
+
+    def __init__(self, step, layers, stored: int, mode: str, unroll: int):
+        self.scans = mode == "scan"
+        self._step, self._stored, self._unroll = step, stored, unroll
+        self._layers = layers if self.scans else _unstack(layers, stored)
+
+    def select(self, first: int, last: int) -> Any:
+        """The layers from `first` to before `last`, to be read by `run`."""
+        if not self.scans:
+            return self._layers[first:last]
+        return _select(self._layers, Segment(tuple(range(first, last))), self._stored)
+
+    def run(self, layers: Any, x, items) -> tuple[Any, Any]:
+        if not self.scans:
+            return _run_unrolled(self._step, layers, x, range(len(layers)), items)
+        return jax.lax.scan(self._step, x, (layers, items), unroll=self._unroll)
 
 
 def _run_unrolled(step, layer_list, x, sources, items):

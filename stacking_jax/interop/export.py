@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from stacking_jax.console import warn
+from stacking_jax.console import say, warn
 from stacking_jax.data import DataConfig, tokenizer
 from stacking_jax.data.vocabularies import Bytes, SentencePiece
 from stacking_jax.errors import UserError
@@ -28,6 +28,7 @@ from stacking_jax.interop.tensor_files import (
     write_json,
 )
 from stacking_jax.models import DecoderConfig
+from stacking_jax.training.stack_runs import stored_runs
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -44,7 +45,8 @@ def export_run(
 ) -> None:
     """Writes a checkpoint of a run as a Hugging Face folder, a layer at a time.
 
-    The model has the depth of the checkpoint, which may be that of an early stage.
+    The model has the depth of the checkpoint, which may be that of an early stage. Layers that
+    are tied, of a looped model, are written once for every time that they run.
 
     Args:
       source: a run directory, or one checkpoint in it.
@@ -54,7 +56,8 @@ def export_run(
       max_shard_size: more than this goes into several files, such as '5GB'.
 
     Raises:
-      UserError: if the checkpoint cannot be read, or something is at `out`.
+      UserError: if the checkpoint cannot be read, something is at `out`, or the model injects
+        its input into its loops.
     """
     found = runs.find(source, step)
     if found.config.model.bidirectional_prompts:
@@ -62,6 +65,7 @@ def export_run(
             "the model was trained with prompts whose tokens see one another; in a Llama class "
             "every token sees only those before it (DecoderConfig.bidirectional_prompts)"
         )
+    sources = _sources(found)
     stored = StoredState(found.folder)
     shapes = {
         keys[1:]: leaf.shape for keys, leaf in stored.shapes().items() if keys[0] == "params"
@@ -74,7 +78,7 @@ def export_run(
         return stored.read(("params", *path), layer)
 
     values = hugging_face.config_values(
-        config.model, found.depth, dtype=dtype, max_positions=config.data.sequence_length,
+        config.model, len(sources), dtype=dtype, max_positions=config.data.sequence_length,
         eos_id=vocabulary.eos_id if vocabulary else None,
     )
     if foreign.is_dir():
@@ -82,12 +86,30 @@ def export_run(
         kept = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
         values |= {name: before[name] for name in kept if name in before}
     with _new_model(
-        out, _tensors(config.model, found.depth, shapes, read, dtype), values, max_shard_size
+        out, _tensors(config.model, sources, shapes, read, dtype), values, max_shard_size
     ) as folder:
         if foreign.is_dir():
             hugging_face.copy_other_files(foreign, folder)
         elif vocabulary:
             _write_tokenizer(vocabulary, folder)
+
+
+def _sources(found: runs.RunCheckpoint) -> Sequence[int]:
+    """The stored layer of every layer that is written."""
+    how = stored_runs(found.meta)
+    loop, depth_map = how.get("loop"), how.get("depth_map")
+    if loop is not None and loop.inject is not None and loop.turns > 1:
+        raise UserError(
+            f"a Llama class cannot do what this model does: LoopConfig.inject = {loop.inject!r} "
+            f"adds to the stream before every loop; it is not exported"
+        )
+    if depth_map is None:
+        return range(found.depth)
+    say(
+        f"the model runs {found.depth} layers as {depth_map}: they are written as "
+        f"{len(depth_map)} layers of their own, equal where they were tied"
+    )
+    return depth_map.sources
 
 
 def export_params(
@@ -122,18 +144,19 @@ def export_params(
     values = hugging_face.config_values(
         config, depth, dtype=dtype, max_positions=max_positions, eos_id=eos_id
     )
-    with _new_model(out, _tensors(config, depth, shapes, read, dtype), values, max_shard_size):
+    tensors = _tensors(config, range(depth), shapes, read, dtype)
+    with _new_model(out, tensors, values, max_shard_size):
         pass
 
 
 def _tensors(
     config: DecoderConfig,
-    depth: int,
+    sources: Sequence[int],
     shapes: Mapping[llama_names.Path, tuple[int, ...]],
     read: Read,
     dtype: str,
 ) -> list[Tensor]:
-    """The tensors of `LlamaForCausalLM`, embedding first."""
+    """The tensors of `LlamaForCausalLM`, embedding first; layer i is stored layer sources[i]."""
     if dtype not in DTYPES:
         raise UserError(f"weights are written as {' or '.join(DTYPES)}; got {dtype!r}")
 
@@ -151,8 +174,8 @@ def _tensors(
 
     outside = [tensor(name, path, None) for path, name in llama_names.outside(config).items()]
     layers = [
-        tensor(llama_names.layer_tensor(number, rest), (*llama_names.STACK, *path), number)
-        for number in range(depth)
+        tensor(llama_names.layer_tensor(number, rest), (*llama_names.STACK, *path), source)
+        for number, source in enumerate(sources)
         for path, rest in llama_names.LAYER.items()
     ]
     return [outside[0], *layers, *outside[1:]]

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap
+from stacking_jax.growth import DepthMap, Loop
 from stacking_jax.models.attention import (
     attend_behind,
     document_mask,
@@ -25,7 +25,7 @@ from stacking_jax.models.attention import (
 )
 from stacking_jax.models.config import DecoderConfig
 from stacking_jax.models.kernels import attention_mask, self_attention
-from stacking_jax.models.layer_stack import LayerStack
+from stacking_jax.models.layer_stack import LayerStack, positions_of
 from stacking_jax.models.losses import head_logits
 from stacking_jax.models.placement import unconstrained
 from stacking_jax.models.products import dense, gated
@@ -175,6 +175,7 @@ class Decoder(nnx.Module):
         bidirectional: jax.Array | None = None,
         depth_map: DepthMap | jax.Array | None = None,
         gates: jax.Array | None = None,
+        loop: Loop | None = None,
         constrain: Constrain = unconstrained,
     ) -> jax.Array:
         """Logits of the next token.
@@ -186,15 +187,20 @@ class Decoder(nnx.Module):
           positions: int `[B, L]`, restarting in each document; None for 0..L-1.
           bidirectional: bool `[B, L]`, inputs of a prompt, which see each other
             within their document (`losses.prompt_inputs`); None for causal.
-          depth_map, gates: see `LayerStack`.
+          depth_map, gates, loop: see `LayerStack`.
           constrain: places an activation on the mesh by the names of its axes.
 
         Returns:
           float32 `[B, L, V]`.
+
+        Raises:
+          UserError: for a loop with several exits; `hidden_states` gives them all.
         """
+        if loop is not None and loop.exits > 1:
+            raise UserError(f"the logits of {loop.exits} exits are not one: ask hidden_states")
         hidden = self.hidden_states(
             tokens, segment_ids=segment_ids, positions=positions, bidirectional=bidirectional,
-            depth_map=depth_map, gates=gates, constrain=constrain,
+            depth_map=depth_map, gates=gates, loop=loop, constrain=constrain,
         )
         return self._logits(hidden, constrain)
 
@@ -207,11 +213,13 @@ class Decoder(nnx.Module):
         bidirectional: jax.Array | None = None,
         depth_map: DepthMap | jax.Array | None = None,
         gates: jax.Array | None = None,
+        loop: Loop | None = None,
         constrain: Constrain = unconstrained,
     ) -> jax.Array:
         """What `__call__` makes logits of: `[B, L, D]`, normed, in the dtype of computation.
 
-        With `head_matrix` it is what `head_loss` takes. Arguments as in `__call__`.
+        With `head_matrix` it is what `head_loss` takes. Arguments as in `__call__`; a loop with
+        several exits gives `[exits, B, L, D]`, the whole network last.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
@@ -223,6 +231,7 @@ class Decoder(nnx.Module):
             constrain,
             depth_map=depth_map,
             gates=gates,
+            loop=loop,
         )
         return self.norm(x)
 
@@ -239,6 +248,7 @@ class Decoder(nnx.Module):
         *,
         bidirectional: jax.Array | None = None,
         depth_map: DepthMap | None = None,
+        loop: Loop | None = None,
         constrain: Constrain = unconstrained,
     ) -> Any:
         """The cache of prompts, which stand at its beginning.
@@ -248,7 +258,7 @@ class Decoder(nnx.Module):
             cache is overwritten by the row's own tokens before any of them sees it.
           capacity: slots of the cache, at least Q.
           bidirectional: bool `[B, Q]`, tokens of a prompt that see each other.
-          depth_map: runs another map than every layer once.
+          depth_map, loop: run another map than every layer once.
           constrain: as in `__call__`.
 
         Raises:
@@ -258,9 +268,9 @@ class Decoder(nnx.Module):
         if length > capacity:
             raise UserError(f"prompts of {length} tokens do not fit into {capacity} cached slots")
         stored = jax.tree.leaves(nnx.state(self.stack))[0].shape[0]
-        nothing = self.init_cache(batch, 0, stored if depth_map is None else len(depth_map))
+        nothing = self.init_cache(batch, 0, positions_of(stored, depth_map, loop))
         positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
-        _, new = self._extend(tokens, positions, nothing, bidirectional, depth_map, constrain)
+        _, new = self._extend(tokens, positions, nothing, bidirectional, depth_map, loop, constrain)
         room = [(0, 0)] * 3 + [(0, capacity - length), (0, 0)]
         return jax.tree.map(lambda leaf: jnp.pad(leaf, room), new)
 
@@ -272,6 +282,7 @@ class Decoder(nnx.Module):
         *,
         bidirectional: jax.Array | None = None,
         depth_map: DepthMap | None = None,
+        loop: Loop | None = None,
         constrain: Constrain = unconstrained,
     ) -> tuple[jax.Array, Any]:
         """Logits of the tokens that follow a cached prefix, and the cache with them.
@@ -283,7 +294,7 @@ class Decoder(nnx.Module):
           cache: from `init_cache` or `prefill`.
           bidirectional: bool `[B, Q]`, tokens of a prompt that see each other, as
             in `__call__`; a prompt must then be given in one piece. None for causal.
-          depth_map: the map with which the cache was made.
+          depth_map, loop: the map with which the cache was made.
           constrain: as in `__call__`.
 
         Returns:
@@ -298,7 +309,7 @@ class Decoder(nnx.Module):
         top = int(positions.max()) + 1 if known else tokens.shape[1]
         if top > slots:
             raise UserError(f"decoding to position {top} needs more than the {slots} cached slots")
-        x, new = self._extend(tokens, positions, cache, bidirectional, depth_map, constrain)
+        x, new = self._extend(tokens, positions, cache, bidirectional, depth_map, loop, constrain)
         rows = jnp.arange(tokens.shape[0])[:, None]
 
         def write(kept, leaf):
@@ -311,7 +322,7 @@ class Decoder(nnx.Module):
         logits = jnp.where(within, self._logits(self.norm(x), constrain), jnp.nan)
         return logits, jax.tree.map(write, cache, new)
 
-    def _extend(self, tokens, positions, cache, bidirectional, depth_map, constrain):
+    def _extend(self, tokens, positions, cache, bidirectional, depth_map, loop, constrain):
         """The residual stream of more tokens, and their keys and values alone."""
         return self.stack(
             self._embed(tokens, constrain),
@@ -320,6 +331,7 @@ class Decoder(nnx.Module):
             constrain,
             positions[:, 0],
             depth_map=depth_map,
+            loop=loop,
             cache=cache,
         )
 

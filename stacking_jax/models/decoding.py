@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap
+from stacking_jax.growth import DepthMap, Loop
 from stacking_jax.models.decoder import Constrain, unconstrained
 
 CHUNK = 32
@@ -31,6 +31,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     depth_map: DepthMap | None = None,
+    loop: Loop | None = None,
     stop_ids: Sequence[int] = (),
     stopped: Callable[[int, list[int]], bool] | None = None,
     row_seeds: Sequence[int] | None = None,
@@ -54,7 +55,7 @@ def generate(
       top_k: samples among the k likeliest tokens.
       top_p: samples among the fewest tokens that hold this share of probability.
       seed: of the sampling.
-      depth_map: runs another map than every layer once.
+      depth_map, loop: run another map than every layer once.
       stop_ids: tokens after which a row has ended; they are part of the result.
       stopped: (row, its new tokens) -> whether it has ended for a reason that no single
         token shows, such as a stop text over several tokens. Asked every `CHUNK` tokens,
@@ -87,8 +88,9 @@ def generate(
     seeds = np.arange(len(prompts)) if row_seeds is None else np.asarray(row_seeds)
     inputs, lengths, seeds = (place(array) for array in (inputs, lengths, seeds.astype(np.int32)))
     cache = prefill(
-        graph, params, inputs, lengths, capacity=capacity, depth_map=depth_map, constrain=constrain
-    )
+        graph, params, inputs, lengths, capacity=capacity, depth_map=depth_map, loop=loop,
+        constrain=constrain,
+    )  # fmt: skip
     last = jnp.take_along_axis(inputs, (lengths - 1)[:, None], axis=1)[:, 0]
     vocab = params["embedding"].shape[0]
     ends = np.zeros(vocab, bool)
@@ -102,7 +104,8 @@ def generate(
             jax.random.key(seed), jnp.asarray(start, jnp.int32),
             jnp.asarray(min(CHUNK, max_new_tokens - start), jnp.int32),
             jnp.asarray(temperature, jnp.float32), jnp.asarray(top_p, jnp.float32),
-            greedy=temperature == 0, top_k=top_k, depth_map=depth_map, constrain=constrain,
+            greedy=temperature == 0, top_k=top_k, depth_map=depth_map, loop=loop,
+            constrain=constrain,
         )  # fmt: skip
         tokens, ended, finite = (to_host(array) for array in (tokens, done, finite))
         if not finite:
@@ -159,9 +162,9 @@ def pad_prompts(
     return inputs, lengths
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "capacity", "depth_map", "constrain"))
+@functools.partial(jax.jit, static_argnames=("graph", "capacity", "depth_map", "loop", "constrain"))
 def prefill(
-    graph, params, inputs, lengths, *, capacity, depth_map=None, constrain=unconstrained
+    graph, params, inputs, lengths, *, capacity, depth_map=None, loop=None, constrain=unconstrained
 ):
     """The KV cache of padded prompts, with `capacity` slots a row.
 
@@ -176,18 +179,18 @@ def prefill(
         places = jnp.arange(inputs.shape[1])[None]
         options["bidirectional"] = (places < lengths[:, None]) & (lengths > 1)[:, None]
     return model.prefill(
-        inputs, capacity, depth_map=depth_map, constrain=constrain, **options
+        inputs, capacity, depth_map=depth_map, loop=loop, constrain=constrain, **options
     )
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("graph", "greedy", "top_k", "depth_map", "constrain"),
+    static_argnames=("graph", "greedy", "top_k", "depth_map", "loop", "constrain"),
     donate_argnames=("cache",),
 )
 def _decode_chunk(
     graph, params, cache, token, done, position, ends, seeds, key, begun, count, temperature,
-    top_p, *, greedy, top_k, depth_map, constrain,
+    top_p, *, greedy, top_k, depth_map, loop, constrain,
 ):  # fmt: skip
     """Up to `count` tokens more; -1 stands where a row has ended."""
     model = nnx.merge(graph, params)
@@ -208,7 +211,7 @@ def _decode_chunk(
         step, token, cache, done, tokens, finite = carry
         logits, cache = model.decode(
             token[:, None], (position + step)[:, None], cache, depth_map=depth_map,
-            constrain=constrain,
+            loop=loop, constrain=constrain,
         )
         logits = logits[:, 0]
         finite = finite & jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap, Scanned, run_stack
+from stacking_jax.growth import DepthMap, Loop, Scanned, run_stack
 from stacking_jax.growth.layouts import path_keys
 
 LAYOUT = Scanned("stack/layers")
@@ -106,6 +106,7 @@ class LayerStack(nnx.Module):
         *inputs: Any,
         depth_map: DepthMap | jax.Array | None = None,
         gates: jax.Array | None = None,
+        loop: Loop | None = None,
         cache: Any = None,
     ) -> Any:
         """Runs the stack.
@@ -116,10 +117,12 @@ class LayerStack(nnx.Module):
           depth_map: which stored layer runs at each position: a static map, a
             traced integer array of static length, or None for all in order.
           gates: `[positions]`, see `growth.run_stack`.
+          loop: the layers that repeat, see there; it runs a map of its own.
           cache: a pytree `[positions, ...]`, by position and not by layer.
 
         Returns:
-          The residual stream, or `(stream, new cache)` where a cache is given.
+          The residual stream, or `(stream, new cache)` where a cache is given. Of a loop with
+          several exits the stream at each, `[exits, B, L, D]`.
 
         Raises:
           UserError: for remat = 'offload' where the devices cannot reach the host's memory.
@@ -137,7 +140,7 @@ class LayerStack(nnx.Module):
         def body(layer, x, *item):
             return nnx.merge(graph, layer)(x, *inputs, *item)
 
-        positions = jax.tree.leaves(stored)[0].shape[0] if depth_map is None else len(depth_map)
+        positions = positions_of(jax.tree.leaves(stored)[0].shape[0], depth_map, loop)
         mode = resolve_mode(self.mode, positions)
         return run_stack(
             body,
@@ -145,11 +148,21 @@ class LayerStack(nnx.Module):
             x,
             depth_map,
             gates,
+            loop=loop,
             per_position=cache,
             mode=mode,
             unroll=self.scan_unroll,
             remat=CHECKPOINT_POLICIES[self.remat],
         )
+
+
+def positions_of(
+    stored: int, depth_map: DepthMap | jax.Array | None, loop: Loop | None = None
+) -> int:
+    """How many positions run of so many stored layers."""
+    if loop is not None:
+        return len(loop.depth_map(stored))
+    return stored if depth_map is None else len(depth_map)
 
 
 def resolve_mode(mode: str, positions: int) -> str:

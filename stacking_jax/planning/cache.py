@@ -133,7 +133,7 @@ def compiled_settings(config: TrainConfig, stage: int) -> dict[str, Any]:
         k: v for k, v in settings["growth"].items() if k not in _BETWEEN_STAGES
     }
     planned = config.plan().stages[stage].to_dict()
-    return settings | {name: planned[name] for name in ("depth", "run_map", "path")}
+    return settings | {name: planned[name] for name in ("depth", "run_map", "path", "loop")}
 
 
 @functools.cache

@@ -137,7 +137,8 @@ def stage_on(
 ) -> dict[str, Any]:
     """What one stage needs of a machine, with its estimated step."""
     result = dict(machine.stage(config, stage, doing))
-    depth = config.plan().stages[stage].positions
+    planned = config.plan().stages[stage]
+    depth = planned.positions
     costs = config.model.costs(config.data.sequence_length)
     empty = dict.fromkeys((
         "step_seconds_estimate", "mfu_estimate", "bound_by", "compute_seconds",
@@ -148,14 +149,16 @@ def stage_on(
     rows = result["collectives"]
     tokens, model = config.tokens_per_step, config.model
     mlp = 6.0 * model.d_model * model.d_ff
+    counted = planned.flops_per_token(costs)
+    again = executed_flops_per_token(costs, depth, model.remat, mlp) - costs.flops_per_token(depth)
     return result | {
         "collective_bytes": {
             kind: sum(row["bytes"] for row in rows if row["kind"] == kind)
             for kind in KINDS if any(row["kind"] == kind for row in rows)
         },
         **step_estimate(
-            tokens * costs.flops_per_token(depth),
-            tokens * executed_flops_per_token(costs, depth, model.remat, mlp),
+            tokens * counted,
+            tokens * (counted + again),
             result["traffic_bytes"], sum(row["seconds"] for row in rows), machine.rates,
         ),
     }

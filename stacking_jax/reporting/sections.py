@@ -9,7 +9,7 @@ from stacking_jax.reporting import units
 from stacking_jax.reporting.comparison import Comparison, Row
 from stacking_jax.reporting.markup import escape, header, number, run_key, text_cell
 from stacking_jax.reporting.runs import Run
-from stacking_jax.reporting.tables import cost_shares, depth_text, row_lines
+from stacking_jax.reporting.tables import cost_shares, depth_text, layers_text, row_lines
 
 _MOST_NUMBERED = 32
 
@@ -177,10 +177,15 @@ _NEW = -1  # `growth.NEW`, without loading JAX for it.
 
 def _layers(run: Run, place: int, plan: dict[str, Any]) -> str:
     """The map of the growth into this stage, layer by layer; the plan's own picture otherwise."""
-    growth = run.growths[place - 1] if 0 < place <= len(run.growths) else {}
+    growth = {}
+    if "start" in plan:
+        # By its step: between two growths there may be stages that only run other layers.
+        growth = next((g for g in run.growths if place and g["step"] == plan["start"]), {})
+    elif 0 < place <= len(run.growths):
+        growth = run.growths[place - 1]
     sources = growth.get("map", plan.get("map"))
     if not isinstance(sources, list) or not all(isinstance(s, int) for s in sources):
-        return escape(plan.get("map_text") or ("new" if place == 0 else units.MISSING))
+        return escape(layers_text(plan) or ("new" if place == 0 else units.MISSING))
     seen: set[int] = set()
     cells = []
     for source in sources:
@@ -190,7 +195,9 @@ def _layers(run: Run, place: int, plan: dict[str, Any]) -> str:
         cells.append(f"<b{kind}>{shown}</b>")
         seen.add(source)
     bare = "" if len(sources) <= _MOST_NUMBERED else " bare"
-    return f'<div class="layers{bare}">{"".join(cells)}</div>'
+    run_map = plan.get("run_map_text")
+    below = f'<div class="runs">run as {escape(run_map)}</div>' if run_map else ""
+    return f'<div class="layers{bare}">{"".join(cells)}</div>{below}'
 
 
 def config_section(comparison: Comparison) -> str:

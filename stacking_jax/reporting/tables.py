@@ -127,7 +127,8 @@ def plan_table(plan: dict[str, Any], width: int | None = None, color: bool = Fal
 
     Args:
       plan: as in `plan.json`: `stages`, each with `depth` and `steps` and, where known, `params`,
-        `flops_per_token`, `tokens`, `cost_share`, `operator`, `map_text`; `total_steps`,
+        `flops_per_token`, `tokens`, `cost_share`, `operator`, `map_text`, `run_map_text`;
+        `total_steps`,
         `speedup_blocks`, `speedup_model`.
       width: columns to fit into; None: as wide as it needs.
       color: whether to use a terminal's colours.
@@ -136,6 +137,13 @@ def plan_table(plan: dict[str, Any], width: int | None = None, color: bool = Fal
       UserError: there are no stages, or a stage lacks its depth or steps.
     """
     return render(plan_cells(plan), width, color)
+
+
+def layers_text(stage: dict[str, Any]) -> str:
+    """Where a stage's layers come from, and the map that they run by if it is another."""
+    made = stage.get("map_text") or stage.get("operator") or ""
+    run_map = stage.get("run_map_text")
+    return " · ".join(text for text in (made, run_map and f"run as {run_map}") if text)
 
 
 def plan_cells(plan: dict[str, Any]) -> Table:
@@ -150,9 +158,7 @@ def plan_cells(plan: dict[str, Any]) -> Table:
             raise UserError(f"stage {number} of the plan: 'depth' and 'steps' must be numbers")
     shares = cost_shares(stages)
     tokens = [stage.get("tokens") for stage in stages]
-    grown_by = [
-        stage.get("map_text") or stage.get("operator") or "" for stage in stages
-    ]
+    grown_by = [layers_text(stage) for stage in stages]
     rows = tuple(
         (
             str(number),

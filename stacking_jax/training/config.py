@@ -11,8 +11,10 @@ from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.growth import Plan
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training.growth_config import GrowthConfig
+from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
+from stacking_jax.training.similarity_config import SimilarityConfig
 from stacking_jax.training.spike_config import SpikeConfig
 
 
@@ -141,6 +143,8 @@ class TrainConfig:
         before reading; False: sizes alone.
       on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
       spikes: what to do about gradients that are finite, but far too large.
+      loops: a block of layers that runs several times.
+      similarity: a pull of layers towards those one block away.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
       compile_ahead: whether the next stage's programs are compiled in the background, while
@@ -176,6 +180,8 @@ class TrainConfig:
     checkpoint_digests: bool = True
     on_nan: str = "stop"
     spikes: SpikeConfig = SpikeConfig()
+    loops: LoopConfig = LoopConfig()
+    similarity: SimilarityConfig = SimilarityConfig()
     compilation_cache: str | None = None
     compile_ahead: bool = True
     device_batches: int = 2
@@ -211,14 +217,24 @@ class TrainConfig:
                 "SpikeConfig.action = 'rewind' goes back to a checkpoint: bind "
                 "TrainConfig.checkpoint_every to a number of steps"
             )
+        self.loops.check_growth(self.growth)
 
     @property
     def tokens_per_step(self) -> int:
         """Positions per step, padding included: what the hardware computes."""
         return self.batch_size * self.data.sequence_length
 
+    @property
+    def method(self) -> str:
+        """What tables call this: how the depth grows, and what is done beside it."""
+        others = [name for name in (self.loops.method, self.similarity.method) if name]
+        grows = self.growth.method
+        return " + ".join(others if others and grows == "full depth" else [grows, *others])
+
     def plan(self) -> Plan:
-        return self.growth.plan(self.model.num_layers, self.total_steps)
+        plan = self.loops.apply(self.growth.plan(self.model.num_layers, self.total_steps))
+        self.similarity.check_plan(plan)
+        return plan
 
     def describe_plan(self) -> dict:
         """The plan with its costs, as plain data; see `Plan.describe`."""

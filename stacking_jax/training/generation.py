@@ -15,6 +15,7 @@ from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.growing import refuse_open_ramp
 from stacking_jax.training.run_directory import read_config
+from stacking_jax.training.stack_runs import stored_runs
 from stacking_jax.training.state import abstract_params, model_graph
 
 
@@ -29,11 +30,15 @@ def sample_from_run(
     top_k: int | None = None,
     top_p: float = 1.0,
     seed: int = 0,
+    loops: int | None = None,
 ) -> list[str]:
     """Samples continuations of `prompt`; see `models.decoding.generate`.
 
+    A looped model runs its block `loops` times; None for as often as in training.
+
     Raises:
-      UserError: if the directory holds no run or no such checkpoint.
+      UserError: if the directory holds no run or no such checkpoint, or loops are asked for
+        and it has none.
     """
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1; got {num_samples}")
@@ -73,5 +78,6 @@ def sample_from_run(
         stopped=lambda row, ids: row >= num_samples,
         place=lambda array: sharding.place(array, mesh, ("batch", *[None] * (array.ndim - 1))),
         constrain=sharding.constrainer(mesh),
+        **stored_runs(checkpoints.read_meta(step), loops),
     )
     return [tokenizer.decode(tokens) for tokens in outputs[:num_samples]]

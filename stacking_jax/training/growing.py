@@ -11,7 +11,7 @@ import jax
 import optax
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import Plan, Random, Stage, gates_ramp, grow_state
+from stacking_jax.growth import Plan, Random, Stage, gates_ramp, grow, grow_state
 from stacking_jax.models import LAYOUT, DecoderConfig
 from stacking_jax.training import spikes
 from stacking_jax.training.config import GrowthConfig, TrainConfig
@@ -52,6 +52,8 @@ def growth_program(
             moments=growth.moments, optimizer=optimizer, fresh=fresh,
             key=jax.random.fold_in(key, 1), target=spikes.without_window(after),
         )
+        if stage.mix is not None:
+            grown = dataclasses.replace(grown, params=grow(state.params, stage.mix, LAYOUT))
         return dataclasses.replace(grown, spikes=spikes.zeros_of_window(after.spikes))
 
     program = jax.jit(run, donate_argnums=0, out_shardings=shardings_of(after))

@@ -15,6 +15,7 @@ from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import GrowthProgram, growth_program
 from stacking_jax.training.schedules import learning_rate
+from stacking_jax.training.similarity import similarity_term
 from stacking_jax.training.stack_runs import inference_stack, training_stack
 from stacking_jax.training.state import TrainState, shardings_of
 from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
@@ -134,6 +135,7 @@ def lower_train_step(
         skip_nonfinite=config.on_nan == "skip",
         spikes=config.spikes,
         stack=training_stack(config, stage),
+        similarity=similarity_term(config, stage),
         constrain=sharding.constrainer(mesh),
     )
     return jax.jit(

@@ -16,6 +16,8 @@ from stacking_jax.training.spikes import SpikeWatch
 from stacking_jax.training.telemetry import Clock, MetricsLog, human
 
 _SKIPS_IN_A_ROW = 20
+_OF_METHODS = ("similarity",)
+"""Metrics that some methods add to a step's, as they stand in metrics.jsonl."""
 
 
 @dataclasses.dataclass
@@ -118,6 +120,7 @@ class Recorder:
         self.event(
             "train", step, stage=number + 1, depth=depth, loss=values["loss"],
             learning_rate=values["learning_rate"], grad_norm=values["grad_norm"],
+            **{name: values[name] for name in _OF_METHODS if name in values},
             tokens_per_second=token_rate, flops_per_second=flop_rate,
         )
 

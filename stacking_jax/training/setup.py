@@ -113,7 +113,7 @@ class Setup:
         stages = self.plan.stages
         done = [min(max(step - stage.start, 0), stage.steps) for stage in stages]
         return self.config.tokens_per_step * sum(
-            steps * self._costs.flops_per_token(stage.positions)
+            steps * stage.flops_per_token(self._costs)
             for steps, stage in zip(done, stages, strict=True)
         )
 

@@ -34,6 +34,7 @@ def make_train_step(
     skip_nonfinite: bool = False,
     spikes: SpikeConfig = SpikeConfig(),
     stack: StackOf = plain_stack,
+    similarity: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None,
     constrain: Constrain = unconstrained,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
@@ -49,13 +50,14 @@ def make_train_step(
       spikes: the policy for gradients that are far too large; with one, a state has a
         window, see `spikes.with_window`.
       stack: from the number of updates done to how the stack runs, see `stack_runs`.
+      similarity: the regulariser, see `similarity.similarity_term`.
       constrain: places activations on the mesh.
 
     The batch holds `tokens`, `segment_ids` and `positions`, int32 `[B, L]`, and
     `prefix` where the data have prompts, which carry no loss. The metrics are
     scalars: `loss` (cross-entropy alone, nats per token), `grad_norm` (before
     clipping), `learning_rate`, `tokens` (that carried loss), `skipped`; and with a policy
-    `spike` and `median_grad_norm`.
+    `spike` and `median_grad_norm`; and with a regulariser `similarity`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -69,6 +71,10 @@ def make_train_step(
 
         dtype = nnx.merge(graph, state.params).config.dtype
         gradients, cross = _accumulate(loss_of, state.params, batch, microbatches, dtype)
+        if similarity is not None:
+            # Of the parameters alone: once a step, whatever its microbatches.
+            pull, similar = jax.grad(similarity, has_aux=True)(state.params)
+            gradients = jax.tree.map(jnp.add, gradients, pull)
         grad_norm = optax.tree.norm(gradients)
         if clip_norm is not None:
             shrink = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-9))
@@ -98,6 +104,8 @@ def make_train_step(
         }
         if spikes.action is not None:
             metrics |= {"spike": spike, "median_grad_norm": median}
+        if similarity is not None:
+            metrics["similarity"] = similar
         return TrainState(state.step + 1, params, opt_state, window), metrics
 
     return train_step
@@ -144,13 +152,28 @@ def _sums(graph, params, batch, runs, z_loss, constrain):
         **runs,
     )
     kernel, vocab_axis = model.head_matrix()
-    chunk = chunk_of(
-        config.loss, config.loss_chunk, segment_ids.shape, config.vocab_size, constrain
+
+    def sums(hidden, targets, weights):
+        chunk = chunk_of(
+            config.loss, config.loss_chunk, targets.shape, config.vocab_size, constrain
+        )
+        return head_loss(
+            hidden, kernel, targets, weights,
+            vocab_axis=vocab_axis, z_loss=z_loss, chunk=chunk, constrain=constrain,
+        )
+
+    targets, weights = batch["tokens"], carries_loss(batch).astype(jnp.float32)
+    exits = 1 if (loop := runs.get("loop")) is None else loop.exits
+    if exits == 1:
+        return sums(hidden, targets, weights)
+    # The last exit is the network; the others are more rows of every device's own.
+    objective, cross = sums(hidden[-1], targets, weights)
+    more = jnp.moveaxis(hidden[:-1], 0, 1)
+    others, _ = sums(
+        more.reshape(-1, *more.shape[2:]),
+        *(jnp.repeat(leaf, exits - 1, axis=0) for leaf in (targets, weights)),
     )
-    return head_loss(
-        hidden, kernel, batch["tokens"], carries_loss(batch).astype(jnp.float32),
-        vocab_axis=vocab_axis, z_loss=z_loss, chunk=chunk, constrain=constrain,
-    )
+    return (objective + others) / exits, cross
 
 
 def _accumulate(loss_of, params, batch, microbatches, dtype):

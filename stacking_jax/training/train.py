@@ -300,8 +300,9 @@ def _scores_tasks(setup: Setup, stage: Stage, step: int) -> bool:
 
 
 def _score_tasks(run: Run, number: int, step: int) -> None:
+    stage = run.setup.plan.stages[number]
     with run.clock.section("evaluate"):
-        for row in run.setup.tasks.evaluate(run.state.params, step):
+        for row in run.setup.tasks.evaluate(run.state.params, step, stage):
             run.recorder.event("task_eval", step, stage=number + 1, depth=run.depth, **row)
 
 

@@ -138,3 +138,11 @@ def test_a_plan_fits(drawing, make_run, width):
 def test_a_plan_that_is_none(plan, message):
     with pytest.raises(UserError, match=message):
         plan_table(plan)
+
+
+def test_a_plan_of_loops_shows_the_map_that_runs(drawing):
+    stage = {"depth": 3, "steps": 10, "map_text": "0..2", "run_map_text": "0 (1)×4 2"}
+    plain = {"depth": 6, "steps": 10, "map_text": "0 1 1 1 1 2"}
+    first, second = plan_table({"stages": [stage, plain]}).splitlines()[4:6]
+    assert first.endswith("0..2 · run as 0 (1)×4 2")
+    assert "run as" not in second

@@ -108,6 +108,7 @@ def lower_train_step(
         skip_nonfinite=config.on_nan == "skip",
         spikes=config.spikes,
         stack=training_stack(config, stage),
+        skip_undrawn=stage.path is not None and config.paths.undrawn == "skip",
         constrain=sharding.constrainer(mesh),
     )
     return jax.jit(

@@ -10,6 +10,7 @@ import jax
 from stacking_jax.growth import Stage
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import ramp_of
+from stacking_jax.training.paths import path_stack
 
 StackOf = Callable[[jax.Array], dict[str, Any]]
 """From the number of updates done to arguments of `Decoder.hidden_states`: `depth_map`, `gates`."""
@@ -23,6 +24,8 @@ def plain_stack(step: jax.Array) -> dict[str, Any]:
 
 def training_stack(config: TrainConfig, stage: Stage) -> StackOf:
     """How a training step of this stage runs the stack."""
+    if stage.path is not None:
+        return path_stack(config.paths, config.seed, stage)
     return inference_stack(config, stage)
 
 

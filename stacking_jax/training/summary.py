@@ -35,7 +35,7 @@ def describe(
     named = len(cache.sources) > 1 or config.data.is_ul2
     return {
         "name": config.name or run_dir.name,
-        "method": config.growth.method,
+        "method": config.method,
         "comparability": {
             "data_digest": cache.manifest.digest,
             "vocabulary": f"{vocabulary.name} ({vocabulary.digest[:12]})",

@@ -174,7 +174,8 @@ def plan_cells(plan: dict[str, Any]) -> Table:
     total = plan.get("total_steps", sum(stage["steps"] for stage in stages))
     all_tokens = sum(tokens) if all(units.known(t) for t in tokens) else None
     footer = (
-        "all", "", *([""] if runs else []), units.integer(total), units.count(plan.get("tokens", all_tokens)), "",
+        "all", "", *([""] if runs else []), units.integer(total),
+        units.count(plan.get("tokens", all_tokens)), "",
         _mean_flops(stages, shares), units.percent(sum(shares) if None not in shares else None), "",
     )  # fmt: skip
     lines = []

@@ -36,7 +36,7 @@ def test_every_pair_of_methods_has_one_line():
 
 def test_the_docs_have_the_table():
     assert "\n".join(compose.table()) in PAGE.read_text(encoding="utf-8"), (
-        'python -c "from stacking_jax.training import compose; print(*compose.table(), sep=chr(10))"'
+        "print its lines with stacking_jax.training.compose.table()"
     )
 
 

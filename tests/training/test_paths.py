@@ -89,7 +89,8 @@ def test_a_path_is_a_function_of_seed_and_step_alone():
 
 
 @pytest.mark.parametrize(
-    ("scaling", "gates"), [("none", None), ("inverse", lambda q: 1 / q), ("root", lambda q: q**-0.5)]
+    ("scaling", "gates"),
+    [("none", None), ("inverse", lambda q: 1 / q), ("root", lambda q: q**-0.5)],
 )
 def test_branches_are_rescaled_by_the_probability_of_being_drawn(scaling, gates):
     config = dataclasses.replace(RAPTR, scaling=scaling)

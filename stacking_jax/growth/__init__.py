@@ -53,15 +53,17 @@ from stacking_jax.growth.starts import (
     start_copies,
 )
 from stacking_jax.growth.state import grow_state
+from stacking_jax.growth.timing import g_stack_tokens
 
 __all__ = [
     "NEW", "OPERATORS", "POLICIES", "PRESETS", "STARTS", "Average", "Copy", "DepthMap",
     "Detected", "Identity", "Interpolate", "LayerwiseState", "Layout", "Loop", "ModelCosts",
     "Noise", "Part", "Plan", "Random", "Scale", "Scanned", "Segment", "Stage", "Tensors",
     "Unrolled", "as_depth_map", "custom", "detect_layout", "drop_last", "every_nth", "first_block",
-    "g_stack", "gates_ramp", "gradstack", "grow", "grow_module", "grow_opt_state", "grow_state",
-    "growth_map", "inherit_first", "interleave", "layerwise", "lidas", "loop", "midas",
-    "operator", "progressive", "random_block", "repeat_block", "rewarm", "run_stack",
+    "g_stack", "g_stack_tokens", "gates_ramp", "gradstack", "grow", "grow_module",
+    "grow_opt_state", "grow_state", "growth_map", "inherit_first", "interleave", "layerwise",
+    "lidas", "loop", "midas", "operator", "progressive", "random_block", "repeat_block", "rewarm",
+    "run_stack",
     "single_layer", "solar", "stage_depths", "start_copies", "to_layerwise", "to_scanned",
     "to_unrolled",
 ]

@@ -266,6 +266,11 @@ class Plan:
         return self.stages[-1].run_depth
 
     @property
+    def draws_paths(self) -> bool:
+        """Whether there is a stage whose steps run a part of the positions."""
+        return any(stage.path is not None for stage in self.stages)
+
+    @property
     def growth_steps(self) -> tuple[int, ...]:
         """The global steps at which the stack grows: after that many updates."""
         return tuple(stage.start for stage in self.stages if stage.grows)
@@ -310,6 +315,8 @@ class Plan:
         FLOPs are forward and backward, attention in full, of the layers that run (`run_depth`
         in a training step); parameters are of those that are stored (`depth`). `params` counts
         everything, `speedup_blocks` the layers alone, `speedup_model` the head too.
+        `full_depth_steps` is how many steps at the final depth cost as many FLOPs, rounded: the
+        length of the run that a saving has to beat (Kaddour et al. 2023, "No Train No Gain").
         """
         total = self.flops(costs, tokens_per_step)
         stages = []
@@ -320,6 +327,7 @@ class Plan:
                 {
                     "depth": stage.depth,
                     "run_depth": stage.positions,
+                    "path": stage.path,
                     "start": stage.start,
                     "steps": stage.steps,
                     "tokens": stage.steps * tokens_per_step,
@@ -345,6 +353,13 @@ class Plan:
             "model_flops": total,
             "model_flops_without_head": self.flops(costs, tokens_per_step, head=False),
             "model_flops_without_attention": self.flops(costs, tokens_per_step, attention=False),
+            "full_depth_steps": max(
+                round(
+                    total / tokens_per_step
+                    / costs.flops_per_token(self.final_run_depth)
+                ),
+                1,
+            ),
             "speedup_blocks": self.speedup(costs, head=False),
             "speedup_model": self.speedup(costs),
         }

@@ -115,8 +115,10 @@ def _over(a: float | None, b: float | None) -> float | None:
 def stages_section(comparison: Comparison) -> str:
     """Per run, its stages: what was planned and, where the run is finished, what was measured."""
     columns = (
-        ("Stage", ""), ("Depth", "layers"), ("Steps", ""), ("Tokens", ""), ("Parameters", ""),
-        ("Cost", "planned share"), ("Model FLOPs", "measured"), ("Training time", "measured"),
+        ("Stage", ""), ("Depth", "layers"), ("Runs", "layers"), ("Steps", ""), ("Tokens", ""),
+        ("Parameters", ""), ("Training loss", "first steps"), ("Training loss", "last steps"),
+        ("Held-out loss", "at the end"), ("Cost", "planned share"), ("Model FLOPs", "measured"),
+        ("Training time", "measured"),
         ("Compiling", "waited for"), ("Compiling", "in the background"),
     )  # fmt: skip
     groups = []
@@ -137,7 +139,10 @@ def stages_section(comparison: Comparison) -> str:
         '<h2>Stages</h2><div class="card scroll"><table class="stages">'
         f"{head}{''.join(groups)}</table></div>"
         '<p class="small">Layers: for each layer the layer of the stage before from which it was'
-        " made, counted from 0 at the input; blue: the further copy. A run without a summary has"
+        " made, counted from 0 at the input; blue: the further copy. Runs: layers that a training"
+        " step computes. Training loss: means of the first and of the last ten steps of a stage (of"
+        " half of them, if it is shorter), by the layers that ran; held-out loss: by the whole"
+        " network. A run without a summary has"
         " only its plan here.</p>"
     )
 
@@ -150,6 +155,7 @@ def _stage_rows(run: Run) -> str:
         plan = planned[place] if place < len(planned) else {}
         done = run.stages[place] if place < len(run.stages) else {}
         both = {**plan, **done}
+        runs = plan.get("run_depth", both.get("depth"))
         share = shares[place] if place < len(shares) else None
         compiling, ahead = (
             done.get(name) for name in ("compile_seconds", "compile_ahead_seconds")
@@ -158,9 +164,14 @@ def _stage_rows(run: Run) -> str:
             "<tr>"
             + f"<td>{place + 1}</td>"
             + number(both.get("depth"), units.integer(both.get("depth")))
+            + number(runs, units.integer(runs))
             + number(both.get("steps"), units.integer(both.get("steps")))
             + number(both.get("tokens"), units.count(both.get("tokens")))
             + number(plan.get("params"), units.count(plan.get("params")))
+            + "".join(
+                number(done.get(name), units.loss(done.get(name)))
+                for name in ("first_loss", "last_loss", "eval_loss")
+            )
             + number(share, units.percent(share))
             + number(done.get("model_flops"), units.flops(done.get("model_flops")))
             + number(done.get("seconds"), units.duration(done.get("seconds")))

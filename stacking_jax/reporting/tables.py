@@ -159,10 +159,13 @@ def plan_cells(plan: dict[str, Any]) -> Table:
     shares = cost_shares(stages)
     tokens = [stage.get("tokens") for stage in stages]
     grown_by = [layers_text(stage) for stage in stages]
+    # Only where a step runs another number of layers than are stored.
+    runs = any(stage.get("run_depth", stage["depth"]) != stage["depth"] for stage in stages)
     rows = tuple(
         (
             str(number),
             str(stage["depth"]),
+            *([str(stage.get("run_depth", stage["depth"]))] if runs else []),
             units.integer(stage["steps"]),
             units.count(stage.get("tokens")),
             units.count(stage.get("params")),
@@ -177,7 +180,8 @@ def plan_cells(plan: dict[str, Any]) -> Table:
     total = plan.get("total_steps", sum(stage["steps"] for stage in stages))
     all_tokens = sum(tokens) if all(units.known(t) for t in tokens) else None
     footer = (
-        "all", "", units.integer(total), units.count(plan.get("tokens", all_tokens)), "",
+        "all", "", *([""] if runs else []), units.integer(total),
+        units.count(plan.get("tokens", all_tokens)), "",
         _mean_flops(stages, shares), units.percent(sum(shares) if None not in shares else None), "",
     )  # fmt: skip
     lines = []
@@ -191,11 +195,22 @@ def plan_cells(plan: dict[str, Any]) -> Table:
                 else ""
             )
         )
+    equal = plan.get("full_depth_steps")
+    if units.known(equal) and equal != total:
+        lines.append(
+            f"as many FLOPs as {units.integer(equal)} steps at full depth:"
+            f" --gin_file gin/methods/baseline.gin --gin.TRAIN_STEPS={equal:.0f}"
+        )
+    if runs:
+        lines.append("depth: layers that are stored; runs: positions that a training step computes")
     return Table(
         title=printable(plan.get("name") or "Plan"),
-        header=("stage", "depth", "steps", "tokens", "params", "FLOPs/token", "cost", "layers"),
+        header=(
+            "stage", "depth", *(["runs"] if runs else []), "steps", "tokens", "params",
+            "FLOPs/token", "cost", "layers",
+        ),
         rows=rows,
-        left=(False,) * 7 + (True,),
+        left=(False,) * (7 + runs) + (True,),
         footer=footer,
         lines=tuple(lines),
     )

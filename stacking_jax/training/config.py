@@ -10,8 +10,10 @@ from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.growth import Plan
 from stacking_jax.models import DecoderConfig
+from stacking_jax.training import compose
 from stacking_jax.training.growth_config import GrowthConfig
 from stacking_jax.training.loop_config import LoopConfig
+from stacking_jax.training.path_config import PathConfig
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
 from stacking_jax.training.similarity_config import SimilarityConfig
@@ -34,6 +36,9 @@ class OptimizerConfig:
       beta1, beta2, epsilon: of AdamW, also where Muon leaves a tensor to it.
       muon_beta: momentum of Muon.
       factored_decay: exponent of Adafactor's second-moment decay, 1 − t^(−c).
+      depth_rates: factors of the learning rate by depth: points at even distances from the
+        first stored layer to the last, with straight lines between them; as many as there are
+        layers, and each has its own. Embedding, last norm and head keep the rate. None: 1.
     """
 
     name: str = "adamw"
@@ -49,6 +54,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     muon_beta: float = 0.95
     factored_decay: float = 0.8
+    depth_rates: list[float] | None = None
 
     def __post_init__(self):
         for name, known in (
@@ -76,6 +82,15 @@ class OptimizerConfig:
                 )
         for name in ("weight_decay", "epsilon", "factored_decay"):
             check_not_negative(f"OptimizerConfig.{name}", getattr(self, name))
+        rates = self.depth_rates
+        if rates is not None and not (
+            isinstance(rates, list | tuple) and rates
+            and all(is_number(rate) and rate >= 0 for rate in rates)
+        ):
+            raise UserError(
+                "OptimizerConfig.depth_rates is a list of factors of at least 0, from the first "
+                f"layer to the last; got {rates!r}"
+            )
         clip = self.clip_norm
         if clip is not None and not (is_number(clip) and clip > 0):
             raise UserError(
@@ -124,6 +139,7 @@ class TrainConfig:
 
     Attributes:
       model, data, growth, optimizer, mesh: see there.
+      paths: which positions a training step runs; all by default.
       name: for tables and reports; None for the name of the run directory.
       total_steps: training steps over all stages.
       batch_size: records per step over all devices and hosts.
@@ -163,6 +179,7 @@ class TrainConfig:
     growth: GrowthConfig = GrowthConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    paths: PathConfig = PathConfig()
     name: str | None = None
     total_steps: int = 1000
     batch_size: int = 16
@@ -226,13 +243,20 @@ class TrainConfig:
 
     @property
     def method(self) -> str:
-        """What tables call this: how the depth grows, and what is done beside it."""
-        others = [name for name in (self.loops.method, self.similarity.method) if name]
-        grows = self.growth.method
-        return " + ".join(others if others and grows == "full depth" else [grows, *others])
+        """What tables call it: the methods that make its plan and its steps."""
+        return compose.name_of(self)
 
     def plan(self) -> Plan:
-        plan = self.loops.apply(self.growth.plan(self.model.num_layers, self.total_steps))
+        """The stages of the run.
+
+        Raises:
+          UserError: if methods exclude each other, or settings do not fit the model's depth.
+        """
+        compose.check(self)
+        params = self.model.costs(self.data.sequence_length).params(self.model.num_layers)
+        growth = self.growth.timed(params, self.total_steps * self.tokens_per_step)
+        plan = self.loops.apply(growth.plan(self.model.num_layers, self.total_steps))
+        plan = self.paths.apply(plan)
         self.similarity.check_plan(plan)
         return plan
 

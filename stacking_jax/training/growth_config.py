@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from stacking_jax.console import warn
 from stacking_jax.errors import UserError
-from stacking_jax.growth import POLICIES, STARTS, Plan, stage_depths
+from stacking_jax.growth import POLICIES, STARTS, Plan, g_stack_tokens, stage_depths
 from stacking_jax.growth.plan import exponential_log_weights, prop_log_weights
 from stacking_jax.growth.starts import Start
 from stacking_jax.training.settings import check_whole, is_number
+
+G_STACK_LAW = "g_stack_law"
+_LATEST = 0.5  # Share of the run; later, too little of it would be left for the grown model.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +34,11 @@ class GrowthConfig:
         {'block': 4}.
       keep_first, keep_last: layers at the ends that are never repeated; they stand in
         every stage.
-      stage_depths: the depths of all stages, the model's last, in place of num_stages.
-      stage_fractions: their shares of the steps, in place of schedule and alpha.
+      stage_depths: the depths of all stages, the model's last, in place of num_stages; a float
+        up to 1.0 is a share of the model's depth, rounded, and at least one layer.
+      stage_fractions: their shares of the steps, in place of schedule and alpha; of two stages
+        also 'g_stack_law', see `growth.g_stack_tokens`, at most half of the steps.
+      law_flops: the law's C; None for 6 · parameters · tokens of the run.
       stages: the whole plan by hand, in place of all of the above: (depth, steps) for the
         first stage, (depth, steps, growth) for the others, where growth is an operator's
         name or a list of source layers, -1 for a new one (`growth.Plan.custom`).
@@ -52,8 +60,9 @@ class GrowthConfig:
     options: dict[str, Any] | None = None
     keep_first: int = 0
     keep_last: int = 0
-    stage_depths: list[int] | None = None
-    stage_fractions: list[float] | None = None
+    stage_depths: list[int | float] | None = None
+    stage_fractions: list[float] | str | None = None
+    law_flops: float | None = None
     stages: list[Sequence[Any]] | None = None
     init: str | list[str] = "copy"
     init_options: dict[str, Any] | None = None
@@ -76,6 +85,8 @@ class GrowthConfig:
             raise UserError(f"{name} is no option: set GrowthConfig.{name} itself")
         for name in ("stage_depths", "stage_fractions", "stages"):
             value = getattr(self, name)
+            if name == "stage_fractions" and value == G_STACK_LAW:
+                continue
             if value is not None and not (isinstance(value, list | tuple) and value):
                 raise UserError(
                     f"GrowthConfig.{name} is a list, one entry per stage; got {value!r}"
@@ -84,6 +95,10 @@ class GrowthConfig:
             raise UserError(
                 "GrowthConfig.stages is a plan by hand; GrowthConfig.operator makes one: set one "
                 "of the two to None"
+            )
+        if self.law_flops is not None and not (is_number(self.law_flops) and self.law_flops > 1):
+            raise UserError(
+                f"GrowthConfig.law_flops is a number of FLOPs, or None; got {self.law_flops!r}"
             )
         if self.moments not in POLICIES:
             raise UserError(
@@ -97,6 +112,13 @@ class GrowthConfig:
                 f"{self.rewarm_initial!r}"
             )
         self.starts()
+
+    @property
+    def grows(self) -> bool:
+        """Whether there is more than one stage to it."""
+        if self.stages is not None:
+            return len(self.stages) > 1
+        return self.operator is not None
 
     @property
     def method(self) -> str:
@@ -132,6 +154,26 @@ class GrowthConfig:
                 f"{', '.join(sorted(known)) or 'nothing'}; got {options!r}"
             )
         return [kind(**options)] if options else [STARTS[name]() for name in names]
+
+    def timed(self, params: int, total_tokens: int) -> GrowthConfig:
+        """The same with numbers in place of a law, which it takes a run to work out.
+
+        Args:
+          params: of the grown model.
+          total_tokens: of the run.
+        """
+        if self.stage_fractions != G_STACK_LAW:
+            return self
+        flops = self.law_flops or 6.0 * params * total_tokens
+        share = g_stack_tokens(params, flops) / total_tokens
+        if share > _LATEST:
+            _warn_once(
+                f"the law of G_stack would grow after {share:.3g} times the run's "
+                f"{total_tokens:,} tokens, since it was fitted to far larger runs; growing after "
+                f"{_LATEST:.0%} of them"
+            )
+        share = min(share, _LATEST)
+        return dataclasses.replace(self, stage_fractions=[share, 1 - share])
 
     def plan(self, depth: int, total_steps: int) -> Plan:
         """The stages of a run.
@@ -171,12 +213,15 @@ class GrowthConfig:
     def _depths(self, depth: int, options: dict[str, Any]) -> list[int]:
         if self.stage_depths is None:
             return stage_depths(self.operator, depth, self.num_stages, **options)
-        if self.stage_depths[-1] != depth:
+        depths = [
+            max(round(part * depth), 1) if isinstance(part, float) and 0 < part <= 1 else part
+            for part in self.stage_depths
+        ]
+        if depths[-1] != depth:
             raise UserError(
-                f"GrowthConfig.stage_depths ends at {self.stage_depths[-1]}, but the model has "
-                f"{depth} layers"
+                f"GrowthConfig.stage_depths ends at {depths[-1]}, but the model has {depth} layers"
             )
-        return list(self.stage_depths)
+        return depths
 
     def _log_weights(self, count: int) -> list[float]:
         if self.stage_fractions is None:
@@ -186,6 +231,11 @@ class GrowthConfig:
                 return exponential_log_weights(count)
             raise UserError(f"GrowthConfig.schedule is 'prop' or 'exp'; got {self.schedule!r}")
         fractions = self.stage_fractions
+        if fractions == G_STACK_LAW:
+            raise UserError(
+                "GrowthConfig.stage_fractions = 'g_stack_law' needs the run's tokens and "
+                "parameters: ask TrainConfig.plan"
+            )
         if not all(is_number(share) and share > 0 for share in fractions) or not math.isclose(
             math.fsum(fractions), 1, abs_tol=1e-3
         ):
@@ -198,3 +248,9 @@ class GrowthConfig:
                 f"GrowthConfig.stage_fractions has {len(fractions)} entries for {count} stages"
             )
         return [math.log(share) for share in fractions]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A plan is asked for many times in a run."""
+    warn(message)

@@ -6,9 +6,11 @@ schedule) stays outside and happens once; see `step`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
@@ -54,7 +56,30 @@ def optimizer(config: OptimizerConfig, layout: Scanned) -> optax.GradientTransfo
         )
     if config.weight_decay:
         direction = optax.chain(direction, decay)
-    return layerwise(direction, layout)
+    return _by_depth(layerwise(direction, layout), config.depth_rates, layout)
+
+
+def _by_depth(
+    transform: optax.GradientTransformation, points: Sequence[float] | None, layout: Scanned
+) -> optax.GradientTransformation:
+    """Directions of the layers times their factors of the learning rate; the state is the same."""
+    if points is None:
+        return transform
+
+    def update(updates, state, params=None, **extra):
+        directions, state = transform.update(updates, state, params, **extra)
+
+        def scale(path, leaf):
+            if not layout.matches(path_keys(path)):
+                return leaf
+            depth = leaf.shape[0]
+            at = np.linspace(0, len(points) - 1, depth)
+            factors = np.interp(at, np.arange(len(points)), points).astype(leaf.dtype)
+            return leaf * factors.reshape(-1, *[1] * (leaf.ndim - 1))
+
+        return jax.tree_util.tree_map_with_path(scale, directions), state
+
+    return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 def _matrices_of_layers(params: Any) -> Any:

@@ -136,6 +136,7 @@ def lower_train_step(
         spikes=config.spikes,
         stack=training_stack(config, stage),
         similarity=similarity_term(config, stage),
+        skip_undrawn=stage.path is not None and config.paths.undrawn == "skip",
         constrain=sharding.constrainer(mesh),
     )
     return jax.jit(

@@ -18,6 +18,8 @@ from stacking_jax.training.telemetry import Clock, MetricsLog, human
 _SKIPS_IN_A_ROW = 20
 _OF_METHODS = ("similarity",)
 """Metrics that some methods add to a step's, as they stand in metrics.jsonl."""
+_AT_A_BOUNDARY = 10
+"""Steps on either side of a boundary whose training losses are averaged; one is too noisy."""
 
 
 @dataclasses.dataclass
@@ -29,7 +31,10 @@ class Counters:
       skipped: steps left out because loss or gradient was not finite.
       train_loss: of the last step that was not skipped, in nats per token.
       stages: per stage: steps, tokens, seconds of training, compiling, growing; and of
-        compiling in the background, beside the steps of the stage before.
+        compiling in the background, beside the steps of the stage before; `first_loss` and
+        `last_loss`, means of the training losses of its first and last steps, and of how many
+        (ten at the most, half of its steps at the most); `eval_loss` where it was evaluated at
+        its end.
     """
 
     tokens: int = 0
@@ -96,8 +101,38 @@ class Recorder:
             self.event("spike", step, loss=values["loss"], **self._spikes.seen(step, norm, median))
         elif not values["skipped"]:
             self.counters.train_loss = values["loss"]
+            self._average(step, number, values["loss"])
+        self._tell_jump(step, number)
         if step % self._log_every == 0 or step == self.plan.total_steps:
             self._write_row(step, number, values)
+
+    def _average(self, step, number, loss):
+        """Takes the loss into the mean of its stage's first or last steps, if it is one of them."""
+        planned, counted = self.plan.stages[number], self.counters.stages[number]
+        ends = _ends_of(planned.steps)
+        for name, inside in (
+            ("first", step - planned.start <= ends), ("last", planned.end - step < ends)
+        ):
+            if inside:
+                count = counted.get(f"{name}_loss_steps", 0) + 1
+                mean = counted.get(f"{name}_loss", 0.0)
+                counted[f"{name}_loss_steps"] = count
+                counted[f"{name}_loss"] = mean + (loss - mean) / count
+
+    def _tell_jump(self, step, number):
+        """Writes how training loss went on where steps began to run more or fewer layers."""
+        stage, before = self.plan.stages[number], self.plan.stages[number - 1]
+        if not number or stage.positions == before.positions or stage.grows:
+            return
+        old, new = self.counters.stages[number - 1], self.counters.stages[number]
+        known = "last_loss" in old and "first_loss" in new
+        if known and step == stage.start + _ends_of(stage.steps):
+            self.event(
+                "run_depth", step, stage=number + 1, depth=stage.depth, start=stage.start,
+                from_run_depth=before.positions, to_run_depth=stage.positions,
+                loss_before=old["last_loss"], loss_after=new["first_loss"],
+                loss_jump=new["first_loss"] - old["last_loss"], eval_loss=old.get("eval_loss"),
+            )
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """Writes a line of another kind, with the cumulative counters."""
@@ -165,3 +200,8 @@ class Recorder:
             raise self.diverged(
                 f"{_SKIPS_IN_A_ROW} steps in a row were not finite, the last {what}"
             )
+
+
+def _ends_of(steps: int) -> int:
+    """How many steps count as a stage's first, and as many as its last."""
+    return max(min(_AT_A_BOUNDARY, steps // 2), 1)

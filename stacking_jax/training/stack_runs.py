@@ -11,6 +11,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap, Loop, Stage
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import ramp_of
+from stacking_jax.training.paths import path_stack
 
 StackOf = Callable[[jax.Array], dict[str, Any]]
 """From the number of updates done to arguments of `Decoder.hidden_states`: `depth_map`, `gates`,
@@ -28,6 +29,8 @@ def training_stack(config: TrainConfig, stage: Stage) -> StackOf:
     if stage.loop is not None:
         runs = {"depth_map": stage.run_map, "loop": stage.loop}
         return lambda step: runs
+    if stage.path is not None:
+        return path_stack(config.paths, config.seed, stage)
     return inference_stack(config, stage)
 
 

@@ -12,8 +12,9 @@ from flax import nnx
 
 from stacking_jax.models.decoder import Constrain, unconstrained
 from stacking_jax.models.head_loss import chunk_of, head_loss
-from stacking_jax.models.layer_stack import cast_matrices
+from stacking_jax.models.layer_stack import LAYOUT, cast_matrices
 from stacking_jax.models.losses import carries_loss, inputs_from_targets, prompt_inputs
+from stacking_jax.training.paths import keep_undrawn
 from stacking_jax.training.spike_config import SpikeConfig
 from stacking_jax.training.spikes import judge
 from stacking_jax.training.stack_runs import StackOf, plain_stack
@@ -35,6 +36,7 @@ def make_train_step(
     spikes: SpikeConfig = SpikeConfig(),
     stack: StackOf = plain_stack,
     similarity: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None,
+    skip_undrawn: bool = False,
     constrain: Constrain = unconstrained,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
@@ -51,6 +53,8 @@ def make_train_step(
         window, see `spikes.with_window`.
       stack: from the number of updates done to how the stack runs, see `stack_runs`.
       similarity: the regulariser, see `similarity.similarity_term`.
+      skip_undrawn: leave layers that are not in the step's path as they are, their moments too;
+        else they get the update of a gradient of zero. `stack` must give a path.
       constrain: places activations on the mesh.
 
     The batch holds `tokens`, `segment_ids` and `positions`, int32 `[B, L]`, and
@@ -83,6 +87,10 @@ def make_train_step(
         rate = learning_rate(state.step + 1)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda leaf, step: leaf - rate * step, state.params, directions)
+        if skip_undrawn:
+            params, opt_state = keep_undrawn(
+                (params, opt_state), (state.params, state.opt_state), runs["depth_map"], LAYOUT
+            )
 
         loss = cross / jnp.maximum(tokens, 1)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -158,7 +158,10 @@ def _train(
                 saving = last or stopping or _due(step, config.checkpoint_every)
                 scoring = _scores_tasks(setup, stage, step)
                 # Scores on tasks are read beside the held-out loss of the same step.
-                evaluating = last or scoring or _due(step, config.eval_every)
+                evaluating = (
+                    last or scoring or _due(step, config.eval_every)
+                    or step == stage.end and plan.draws_paths
+                )
                 if saving or evaluating or step == stage.end:
                     with clock.section("step"):
                         run.recorder.drain()
@@ -283,6 +286,8 @@ def _evaluate(run: Run, number: int, step: int) -> None:
             lambda params, batch: run.programs.eval_step(params, batch, np.int32(step)),
             run.state.params, setup.mesh,
         )
+    if step == setup.plan.stages[number].end:
+        run.counters.stages[number]["eval_loss"] = run.scores["eval_loss"]
     run.recorder.event("eval", step, stage=number + 1, depth=run.depth, **run.scores)
     if not math.isfinite(run.scores["eval_loss"]):
         raise run.recorder.diverged(f"held-out loss {run.scores['eval_loss']} at step {step}")

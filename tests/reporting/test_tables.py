@@ -114,6 +114,23 @@ def test_a_plan_with_everything(drawing, make_run):
     assert f"{plan['speedup_model']:.2f}×" in last and f"{plan['speedup_blocks']:.2f}×" in last
 
 
+def test_a_plan_tells_how_many_layers_run_where_not_all_do(drawing):
+    stages = [
+        {"depth": 8, "run_depth": 4, "steps": 80}, {"depth": 8, "run_depth": 8, "steps": 240}
+    ]
+    text = plan_table({"stages": stages, "full_depth_steps": 280})
+    lines = [_words(line) for line in text.splitlines()]
+    [head] = [words for words in lines if words[:1] == ["stage"]]
+    assert head[1:4] == ["depth", "runs", "steps"]
+    assert [words[1:4] for words in lines if words[:1] in (["1"], ["2"])] == [
+        ["8", "4", "80"], ["8", "8", "240"]
+    ]
+    assert "280 steps at full depth" in text and "--gin.TRAIN_STEPS=280" in text
+    # A plan that runs all it stores has no such column, and needs no other budget.
+    text = plan_table({"stages": stages[1:], "full_depth_steps": 240})
+    assert "runs" not in text and "at full depth" not in text
+
+
 def test_a_plan_with_the_least(drawing):
     text = plan_table({"stages": [{"depth": 8, "steps": 1500}]})
     assert "1,500" in text and "8" in text

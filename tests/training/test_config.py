@@ -55,6 +55,37 @@ def test_stages_by_hand():
     assert GrowthConfig(stage_depths=[1, 4]).plan(8, 10).final_depth == 8, "without an operator"
 
 
+def test_depths_may_be_shares_of_the_models():
+    growth = GrowthConfig(
+        operator="g_stack", options={"times": 4}, stage_depths=[0.25, 1.0],
+        stage_fractions=[0.1, 0.9],
+    )
+    for depth in (8, 12, 24):
+        assert [stage.depth for stage in growth.plan(depth, 50).stages] == [depth // 4, depth]
+    one = GrowthConfig(operator="single_layer", stage_depths=[1, 1.0], stage_fractions=[0.8, 0.2])
+    assert [(stage.depth, stage.steps) for stage in one.plan(12, 50).stages] == [(1, 40), (12, 10)]
+
+
+def test_the_law_of_g_stack_times_the_growth(capsys):
+    growth = GrowthConfig(
+        operator="g_stack", options={"times": 4}, num_stages=2, stage_fractions="g_stack_law"
+    )
+    share, rest = growth.timed(7 * 10**9, 2 * 10**12).stage_fractions
+    assert share == pytest.approx(11.11e9 / 2e12, rel=1e-3) and share + rest == 1
+    later = dataclasses.replace(growth, law_flops=1e22).timed(7 * 10**9, 2 * 10**12)
+    assert later.stage_fractions[0] > share
+    assert capsys.readouterr().err == ""
+    # A run far below those of the law: said aloud, and once.
+    for _ in range(2):
+        assert growth.timed(10**6, 10**6 + 7).stage_fractions == [0.5, 0.5]
+    said = capsys.readouterr().err
+    assert said.count("the law of G_stack would grow after") == 1 and "1,000,007 tokens" in said
+    with pytest.raises(UserError, match="ask TrainConfig.plan"):
+        growth.plan(8, 100)
+    plain = json.loads(json.dumps(dataclasses.asdict(growth)))
+    assert GrowthConfig(**plain) == growth
+
+
 def test_a_whole_plan_by_hand():
     growth = GrowthConfig(stages=[(2, 10), (4, 20, "midas"), (5, 30, [0, 1, 2, 3, -1])])
     plan = growth.plan(5, 60)
@@ -105,6 +136,9 @@ def test_every_growth_file_plans_the_demo(name):
         ({"stage_fractions": [1.5, -0.5]}, "positive shares"),
         ({"stage_fractions": ["1", 0]}, "positive shares"),
         ({"stage_fractions": 0.5}, "stage_fractions is a list"),
+        ({"stage_fractions": "g_law"}, "stage_fractions is a list"),
+        ({"law_flops": -1}, "law_flops is a number of FLOPs"),
+        ({"stage_depths": [0.5, 0.75]}, "stage_depths ends at 6, but the model has 8 layers"),
         ({"operator": "g_stack"}, "g_stack needs the option times"),
         ({"operator": "solar"}, "solar has no stages of its own"),
         ({"stages": [(8, 100)]}, "a plan by hand; GrowthConfig.operator makes one"),

@@ -1,0 +1,71 @@
+"""Which methods go together: every pair has its line, the docs have them all, refusals a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+
+from stacking_jax.data import DataConfig
+from stacking_jax.errors import UserError
+from stacking_jax.models import DecoderConfig
+from stacking_jax.training import GrowthConfig, OptimizerConfig, TrainConfig, compose
+from stacking_jax.training.path_config import PathConfig
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/methods.md"
+PLAIN = TrainConfig(
+    model=DecoderConfig(vocab_size=64, num_layers=8, d_model=16, d_ff=24, num_heads=2),
+    data=DataConfig(), total_steps=40,
+)
+# What switches each method on.
+WITH = {
+    "growth": {"growth": GrowthConfig(operator="midas", num_stages=4)},
+    "raptr": {"paths": PathConfig("raptr")},
+    "layer_drop": {"paths": PathConfig("layer_drop")},
+    "depth_rates": {"optimizer": OptimizerConfig(depth_rates=[1.0, 0.5])},
+}
+
+
+def test_every_pair_of_methods_has_one_line():
+    assert set(compose.PAIRS) == set(itertools.combinations(compose.METHODS, 2))
+    assert all(pair.reason for pair in compose.PAIRS.values())
+    assert set(WITH) == set(compose.METHODS), "tell this test how to switch the method on"
+
+
+def test_the_docs_have_the_table():
+    assert "\n".join(compose.table()) in PAGE.read_text(encoding="utf-8"), (
+        "print its lines with stacking_jax.training.compose.table()"
+    )
+
+
+@pytest.mark.parametrize("pair", compose.PAIRS, ids=" and ".join)
+def test_pairs_compose_or_are_refused_with_the_reason(pair):
+    one, other = (WITH[name] for name in pair)
+    if set(one) & set(other):
+        return  # One setting, which names one of the two.
+    config = dataclasses.replace(PLAIN, **one, **other)
+    assert list(compose.used(config)) == list(pair)
+    if compose.PAIRS[pair].composes:
+        assert config.plan().total_steps == 40
+        return
+    with pytest.raises(UserError) as caught:
+        config.plan()
+    assert compose.PAIRS[pair].reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_a_method_alone_makes_a_plan_and_has_a_name(name):
+    config = dataclasses.replace(PLAIN, **WITH[name])
+    assert list(compose.used(config)) == [name]
+    assert config.plan().final_depth == 8
+    names = {"growth": "midas", "depth_rates": "full depth"}
+    assert config.method == names.get(name, name)
+
+
+def test_nothing_at_all_is_full_depth():
+    assert compose.used(PLAIN) == {} and PLAIN.method == "full depth"
+    # A plan by hand of one stage grows nothing.
+    alone = dataclasses.replace(PLAIN, growth=GrowthConfig(stages=[(8, 40)]))
+    assert compose.used(alone) == {}

@@ -29,6 +29,7 @@ class Stage:
       run_map: which stored layer runs at each position, of a looped model; None for every
         layer once.
       path: positions that a step runs, drawn anew each step; None for all of them.
+      taught: whether a step learns from a teacher's soft labels as well.
 
     Raises:
       UserError: if the map to run reads from another number of layers, or the path is no part
@@ -42,6 +43,7 @@ class Stage:
     operator: str | None = None
     run_map: DepthMap | None = None
     path: int | None = None
+    taught: bool = False
 
     def __post_init__(self):
         if self.run_map is not None and self.run_map.stored != self.depth:
@@ -214,6 +216,26 @@ class Plan:
             start += steps
         return cls(tuple(built))
 
+    def split(self, step: int) -> Plan:
+        """The same plan with a stage boundary after `step` updates, where nothing grows.
+
+        Raises:
+          UserError: if the plan has no such step.
+        """
+        stages: list[Stage] = []
+        for stage in self.stages[: self.stage_at(step) + 1]:
+            if not stage.start < step < stage.end:
+                stages.append(stage)
+                continue
+            stages.append(dataclasses.replace(stage, steps=step - stage.start))
+            stages.append(
+                dataclasses.replace(
+                    stage, steps=stage.end - step, start=step, operator=None,
+                    grow_map=DepthMap.identity(stage.depth),
+                )
+            )
+        return Plan((*stages, *self.stages[self.stage_at(step) + 1 :]))
+
     # ---- reading plans ---------------------------------------------------------------
 
     @property
@@ -253,7 +275,17 @@ class Plan:
     ) -> float:
         """Forward and backward FLOPs of the whole run."""
         return tokens_per_step * sum(
-            stage.steps * costs.flops_per_token(stage.positions, head=head, attention=attention)
+            stage.steps * costs.flops_per_token(
+                stage.positions, head=head, attention=attention, taught=stage.taught
+            )
+            for stage in self.stages
+        )
+
+    def flops_until(self, step: int, costs: ModelCosts, tokens_per_step: int) -> float:
+        """Forward and backward FLOPs of the first `step` updates."""
+        return tokens_per_step * sum(
+            min(max(step - stage.start, 0), stage.steps)
+            * costs.flops_per_token(stage.positions, taught=stage.taught)
             for stage in self.stages
         )
 
@@ -274,13 +306,14 @@ class Plan:
 
         FLOPs are forward and backward, attention in full, of the layers that run (`run_depth`
         in a training step); parameters are of those that are stored (`depth`). `params` counts
-        everything, `speedup_blocks` the layers alone, `speedup_model` the head too.
+        everything, `speedup_blocks` the layers alone, `speedup_model` the head too. A teacher's
+        forward pass counts in every one of them where there is a teacher.
         """
         total = self.flops(costs, tokens_per_step)
         stages = []
         for stage in self.stages:
-            runs = stage.positions
-            per_token = costs.flops_per_token(runs)
+            runs, taught = stage.positions, stage.taught
+            per_token = costs.flops_per_token(runs, taught=taught)
             flops = per_token * tokens_per_step * stage.steps
             stages.append(
                 {
@@ -293,11 +326,15 @@ class Plan:
                     "map": list(stage.grow_map.sources) if stage.grow_map else None,
                     "map_text": str(stage.grow_map or DepthMap.identity(stage.depth)),
                     "run_map_text": None if stage.run_map is None else str(stage.run_map),
+                    "taught": taught,
+                    "teacher_flops_per_token": costs.teacher_flops if taught else 0.0,
                     "params": costs.params(stage.depth),
                     "flops_per_token": per_token,
-                    "flops_per_token_without_head": costs.flops_per_token(runs, head=False),
+                    "flops_per_token_without_head": costs.flops_per_token(
+                        runs, head=False, taught=taught
+                    ),
                     "flops_per_token_without_attention": costs.flops_per_token(
-                        runs, attention=False
+                        runs, attention=False, taught=taught
                     ),
                     "flops": flops,
                     "cost_share": flops / total,

@@ -8,8 +8,9 @@ from typing import Any
 from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
-from stacking_jax.growth import Plan
+from stacking_jax.growth import ModelCosts, Plan
 from stacking_jax.models import DecoderConfig
+from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.growth_config import GrowthConfig
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
@@ -121,7 +122,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-      model, data, growth, optimizer, mesh: see there.
+      model, data, growth, optimizer, mesh, distill: see there.
       name: for tables and reports; None for the name of the run directory.
       total_steps: training steps over all stages.
       batch_size: records per step over all devices and hosts.
@@ -176,6 +177,7 @@ class TrainConfig:
     checkpoint_digests: bool = True
     on_nan: str = "stop"
     spikes: SpikeConfig = SpikeConfig()
+    distill: DistillConfig = DistillConfig()
     compilation_cache: str | None = None
     compile_ahead: bool = True
     device_batches: int = 2
@@ -217,13 +219,40 @@ class TrainConfig:
         """Positions per step, padding included: what the hardware computes."""
         return self.batch_size * self.data.sequence_length
 
+    @property
+    def method(self) -> str:
+        """What tables call it: how it grows, and what else it does."""
+        if not self.distill.on:
+            return self.growth.method
+        salt = "salt" if self.distill.select is None else f"salt_ds ({self.distill.select_by})"
+        grows = self.growth.operator or self.growth.stages
+        return f"{self.growth.method} + {salt}" if grows else salt
+
     def plan(self) -> Plan:
-        return self.growth.plan(self.model.num_layers, self.total_steps)
+        plan = self.growth.plan(self.model.num_layers, self.total_steps)
+        return self.distill.apply(plan, self.growth.ramp_steps)
+
+    def costs(self) -> ModelCosts:
+        """What a layer and all the rest cost, a teacher's forward pass included.
+
+        Raises:
+          UserError: if the teacher cannot be found.
+        """
+        costs = self.model.costs(self.data.sequence_length)
+        if not self.distill.on:
+            return costs
+        from stacking_jax.training import teacher
+
+        return dataclasses.replace(costs, teacher_flops=teacher.forward_flops(self))
 
     def describe_plan(self) -> dict:
-        """The plan with its costs, as plain data; see `Plan.describe`."""
-        costs = self.model.costs(self.data.sequence_length)
-        return self.plan().describe(costs, self.tokens_per_step)
+        """The plan with its costs, as plain data; see `Plan.describe` and `teacher.charged`."""
+        described = self.plan().describe(self.costs(), self.tokens_per_step)
+        if not self.distill.on:
+            return described
+        from stacking_jax.training import teacher
+
+        return teacher.charged(self, described)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -237,6 +266,8 @@ OPERATIONAL = (
     "data.cache_dir", "evaluate_tasks",
     "evaluate_every", "evaluation", "spikes.limit", "spikes.limit_steps",
     "step_timeout", "other_timeout", "log_records",
+    # Where a teacher lies; which one it is, `teacher.json` of the run says.
+    "distill.teacher", "distill.teacher_step", "distill.cache",
 )
 
 

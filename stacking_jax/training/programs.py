@@ -18,6 +18,7 @@ from stacking_jax.training.schedules import learning_rate
 from stacking_jax.training.stack_runs import inference_stack, training_stack
 from stacking_jax.training.state import TrainState, shardings_of
 from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
+from stacking_jax.training.teaching import teaching_of
 
 _A_STEP = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -27,14 +28,15 @@ class Programs:
     """What a stage runs, compiled.
 
     Attributes:
-      train_step: as `make_train_step` says; the state is given away.
+      train_step: as `make_train_step` says; the state is given away, a teacher's parameters
+        are not.
       eval_step: as `make_eval_step` says.
       finite: whether a state may be saved.
       grow: from the state of the stage before, given away, to that of this one; None where
         nothing grows.
     """
 
-    train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    train_step: Callable[..., tuple[TrainState, dict]]
     eval_step: Callable[[Any, dict, Any], tuple[Any, Any]]
     finite: Callable[[TrainState], jax.Array]
     grow: GrowthProgram | None = None
@@ -98,6 +100,7 @@ def lower_train_step(
 
     The mesh may be one of devices that are described only, as `planning` has them.
     """
+    teaching = teaching_of(config, stage)
     train_step = make_train_step(
         graph,
         optimizer,
@@ -108,11 +111,16 @@ def lower_train_step(
         skip_nonfinite=config.on_nan == "skip",
         spikes=config.spikes,
         stack=training_stack(config, stage),
+        teaching=teaching,
         constrain=sharding.constrainer(mesh),
     )
+    batch, teacher = abstract_batch(config, mesh, keys), ()
+    if teaching is not None:
+        batch |= teaching.labels(mesh)
+        teacher = teaching.arguments(mesh)
     return jax.jit(
         train_step, donate_argnums=0, out_shardings=(shardings_of(abstract), None)
-    ).lower(abstract, abstract_batch(config, mesh, keys))
+    ).lower(abstract, batch, *teacher)
 
 
 def abstract_batch(

@@ -44,6 +44,8 @@ class Run:
       records: which records each step was given, where that is asked for.
       programs: what the present stage runs; None before the first.
       ahead: what the next stage runs, under way; None where nothing is.
+      teacher: what a train step takes beside state and batch: a teacher's parameters, in the
+        stages in which it runs.
     """
 
     setup: Setup
@@ -61,6 +63,7 @@ class Run:
     records: RecordLog | None
     programs: Programs | None = None
     ahead: CompileAhead[Programs] | None = None
+    teacher: tuple[Any, ...] = ()
 
     @property
     def counters(self) -> Counters:
@@ -114,13 +117,17 @@ class Run:
         self.write_goodput(step)
 
 
-def open_run(setup: Setup, clock: Clock, rewind: spikes.Rewind | None) -> Run:
+def open_run(
+    setup: Setup, clock: Clock, rewind: spikes.Rewind | None,
+    own_teacher: dict[str, Any] | None = None,
+) -> Run:
     """Begins a run, or takes it up from its newest checkpoint.
 
     Args:
       setup: what it is made of; its run directory is there.
       clock: of this process.
       rewind: the loss spike before which it goes back, or None.
+      own_teacher: the summary of the teacher that the run has trained, whose time it is charged.
 
     Raises:
       UserError: if there is nothing left to do.
@@ -161,6 +168,9 @@ def open_run(setup: Setup, clock: Clock, rewind: spikes.Rewind | None) -> Run:
         rewind, first_step, history, meta.get("skipped_batches", 0)
     )
 
+    if own_teacher is not None:
+        # Of all its restarts, however many processes this run has had since.
+        clock.seconds["teacher"] = own_teacher["wall_seconds"]
     main_process = jax.process_index() == 0
     resume_step = first_step if resumed else None
     goodput = Goodput(run_dir, clock, writes=main_process)
@@ -172,6 +182,7 @@ def open_run(setup: Setup, clock: Clock, rewind: spikes.Rewind | None) -> Run:
         plan, counters, clock, log,
         flops_at=setup.flops_at, log_every=config.log_every, on_nan=config.on_nan,
         spikes=spikes.SpikeWatch(config.spikes, history, skipped_batches),
+        train_seconds_before=own_teacher["train_seconds"] if own_teacher else 0.0,
     )
     recorder.last_good_checkpoint = resume_step
     if resumed:

@@ -23,6 +23,7 @@ from stacking_jax.training.config import (
     differences,
     with_defaults,
 )
+from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.spike_config import SpikeConfig
 from stacking_jax.training.telemetry import one_line_disk_errors, write_json
 
@@ -132,7 +133,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
         parts = {
             "model": DecoderConfig, "data": DataConfig, "growth": GrowthConfig,
             "optimizer": OptimizerConfig, "mesh": MeshConfig, "evaluation": EvaluationConfig,
-            "spikes": SpikeConfig,
+            "spikes": SpikeConfig, "distill": DistillConfig,
         }
         built = {name: kind(**values.pop(name)) for name, kind in parts.items() if name in values}
         return TrainConfig(**built, **values)

@@ -8,6 +8,9 @@ from typing import Any
 import jax
 
 from stacking_jax.growth import Stage
+from stacking_jax.models import Decoder
+from stacking_jax.models.decoder import Constrain
+from stacking_jax.models.losses import inputs_from_targets, prompt_inputs
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import ramp_of
 
@@ -37,3 +40,27 @@ def inference_stack(config: TrainConfig, stage: Stage) -> StackOf:
         return gates if stage.run_map is None else {"depth_map": stage.run_map, **gates}
 
     return stack
+
+
+def hidden_of_batch(
+    model: Decoder, batch: dict[str, jax.Array], runs: dict[str, Any], constrain: Constrain
+) -> jax.Array:
+    """The hidden states `[B, L, D]` of a batch whose tokens are to be predicted.
+
+    Args:
+      model: with its parameters.
+      batch: as `make_train_step` takes it.
+      runs: what a `StackOf` gives.
+      constrain: places activations on the mesh.
+    """
+    segment_ids, bidirectional = batch["segment_ids"], None
+    if "prefix" in batch and model.config.bidirectional_prompts:
+        bidirectional = prompt_inputs(batch["prefix"], segment_ids)
+    return model.hidden_states(
+        inputs_from_targets(batch["tokens"], segment_ids),
+        segment_ids=segment_ids,
+        positions=batch["positions"],
+        bidirectional=bidirectional,
+        constrain=constrain,
+        **runs,
+    )

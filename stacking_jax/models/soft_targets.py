@@ -53,7 +53,10 @@ def top_log_probs(
 
 def _top(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     values, ids = jax.lax.top_k(logits, k)
-    log_probs = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    # Less the highest first: what is left is small, and keeps its digits.
+    highest = values[..., :1]
+    total = jnp.sum(jnp.exp(logits - highest), axis=-1, keepdims=True)
+    log_probs = values - highest - jnp.log(total)
     tail = jnp.maximum(1.0 - jnp.sum(jnp.exp(log_probs), axis=-1, keepdims=True), 0.0)
     return ids.astype(jnp.int32), jnp.concatenate([log_probs, jnp.log(tail)], axis=-1)
 

@@ -100,7 +100,6 @@ def lower_train_step(
 
     The mesh may be one of devices that are described only, as `planning` has them.
     """
-    teaching = teaching_of(config, stage)
     train_step = make_train_step(
         graph,
         optimizer,
@@ -111,16 +110,27 @@ def lower_train_step(
         skip_nonfinite=config.on_nan == "skip",
         spikes=config.spikes,
         stack=training_stack(config, stage),
-        teaching=teaching,
+        teaching=teaching_of(config, stage),
         constrain=sharding.constrainer(mesh),
     )
-    batch, teacher = abstract_batch(config, mesh, keys), ()
-    if teaching is not None:
-        batch |= teaching.labels(mesh)
-        teacher = teaching.arguments(mesh)
     return jax.jit(
         train_step, donate_argnums=0, out_shardings=(shardings_of(abstract), None)
-    ).lower(abstract, batch, *teacher)
+    ).lower(abstract, *step_arguments(config, stage, mesh, keys))
+
+
+def step_arguments(
+    config: TrainConfig, stage: Stage, mesh: sharding.LogicalMesh,
+    keys: Sequence[str] = BATCH_KEYS,
+) -> tuple[Any, ...]:
+    """What the train step of a stage takes behind the state, abstract.
+
+    The batch, with a cache's labels where they are learnt from; and the parameters of a teacher
+    where one runs.
+    """
+    batch, teaching = abstract_batch(config, mesh, keys), teaching_of(config, stage)
+    if teaching is None:
+        return (batch,)
+    return (batch | teaching.labels(mesh), *teaching.arguments(mesh))
 
 
 def abstract_batch(

@@ -174,7 +174,8 @@ def open_run(
     main_process = jax.process_index() == 0
     resume_step = first_step if resumed else None
     goodput = Goodput(run_dir, clock, writes=main_process)
-    lost = goodput.begin(first_step, meta.get("seconds", {}))
+    began = own_teacher["goodput"]["began_unix_time"] if own_teacher else None
+    lost = goodput.begin(first_step, meta.get("seconds", {}), began)
     goodput.write(first_step, counters.stages)
     log = MetricsLog(run_dir, resume_step) if main_process else None
     records = RecordLog(run_dir, first_step) if config.log_records else None

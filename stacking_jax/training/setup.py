@@ -183,7 +183,10 @@ def _teacher(
     found = teacher.find(config)
     if found is None:
         return None
-    found.abstract(mesh)  # What the mesh cannot divide shows before the run begins.
+    try:
+        found.abstract(mesh)  # What the mesh cannot divide shows before the run begins.
+    except UserError as error:
+        raise UserError(f"the teacher does not fit this mesh: {error}") from None
     return teacher.within(found, run_dir)
 
 

@@ -255,7 +255,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if labels is not None:
         return {"kind": "cache", "step": None, "digest": labels.manifest.digest}
     # The configuration of its own teacher follows from the run's.
-    digest = None if model.kind == "own" else consensus.from_first(_digest(str(model.path), model))
+    digest = None
+    if model.kind != "own":
+        digest = consensus.from_first(_digest(str(model.path), model.step))
     return {"kind": model.kind, "step": model.step, "digest": digest}
 
 
@@ -287,7 +289,7 @@ def check_vocabulary(config: TrainConfig, vocabulary: VocabularyInfo) -> None:
                 "each: make it anew with more, or ask for fewer"
             )
         return  # `TeacherCache.check` knows the digest.
-    theirs = None if model.kind == "own" else _vocabulary(str(model.path), model)
+    theirs = None if model.kind == "own" else _vocabulary(model)
     if theirs is not None and theirs != vocabulary.digest:
         raise UserError(
             f"a teacher with another vocabulary: the tokens of {what} are not those of "
@@ -374,10 +376,10 @@ def _of_folder(path: str) -> TeacherModel:
 
 
 @functools.lru_cache(maxsize=8)
-def _digest(path: str, model: TeacherModel) -> str:
-    """Of the files that hold the parameters."""
-    if model.kind == "run":
-        folder = open_path(path) / "checkpoints" / str(model.step)
+def _digest(path: str, step: int | None) -> str:
+    """Of the files that hold the parameters; without a step, of a Hugging Face folder."""
+    if step is not None:
+        folder = open_path(path) / "checkpoints" / str(step)
         try:
             return manifest.digest(folder)
         except (OSError, ValueError) as error:
@@ -390,8 +392,7 @@ def _digest(path: str, model: TeacherModel) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=8)
-def _vocabulary(path: str, model: TeacherModel) -> str | None:
+def _vocabulary(model: TeacherModel) -> str | None:
     """The digest of a teacher's vocabulary; None where it does not say."""
     if model.run is not None and model.run.data.has_own_vocabulary:
         data = model.run.data
@@ -401,7 +402,7 @@ def _vocabulary(path: str, model: TeacherModel) -> str | None:
             return None  # As of an imported run, whose tokenizer is of a kind of its own.
     if model.run is not None:
         return None
-    folder = Path(path)
+    folder = model.path
     settings = folder / "tokenizer_config.json"
     try:
         about = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}

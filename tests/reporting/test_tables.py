@@ -138,3 +138,21 @@ def test_a_plan_fits(drawing, make_run, width):
 def test_a_plan_that_is_none(plan, message):
     with pytest.raises(UserError, match=message):
         plan_table(plan)
+
+
+@pytest.mark.parametrize(
+    ("training", "own", "words"),
+    [
+        (None, False, "its training is not known"),
+        (2e12, False, "its training, 2.00 TFLOP, is not counted"),
+        (2e12, True, "trained within the run for 2.00 TFLOP, which is counted"),
+    ],
+)
+def test_a_plan_says_what_its_teacher_costs(training, own, words):
+    teacher = {
+        "params": 1000, "steps": 5, "forward_flops_per_token": 4e6, "training_flops": training,
+        "trained_within_the_run": own,
+    }
+    text = plan_table({"stages": [{"depth": 2, "steps": 5}], "teacher": teacher})
+    assert "in the first 5 steps: 4.00 MFLOP/token, counted" in " ".join(text.split())
+    assert words in " ".join(text.split())

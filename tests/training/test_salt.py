@@ -12,8 +12,11 @@ import pytest
 
 from stacking_jax.data.teacher_scores import record_scores
 from stacking_jax.errors import UserError
+from stacking_jax.growth import DepthMap
 from stacking_jax.growth.layouts import path_keys
 from stacking_jax.interop import export_run, stored_state
+from stacking_jax.interop.run_files import grown_config
+from stacking_jax.interop.runs import RunCheckpoint
 from stacking_jax.models import LAYOUT
 from stacking_jax.training import GrowthConfig, Stopped, sharding, teach_cache, teacher, train
 from stacking_jax.training.checkpoints import as_stored
@@ -80,7 +83,7 @@ def test_it_goes_on_as_if_nothing_had_been(salted, undisturbed, read_summary, tm
 def test_nothing_of_the_teacher_is_saved(salted, undisturbed):
     """A checkpoint of a taught step, as Orbax reads it without being told what to expect."""
     folder = sorted((undisturbed / "checkpoints").iterdir())[0]
-    saved = stored_state.open_existing(folder).shapes()
+    saved = stored_state.StoredState(folder).shapes()
     abstract = jax.eval_shape(
         lambda: initial_state(salted.model, optimizer(salted.optimizer, LAYOUT), 4, seed=0)
     )
@@ -302,3 +305,17 @@ def test_what_cannot_teach_is_one_line(salted, change, settings, words, tmp_path
     monkeypatch.chdir(tmp_path)
     assert words in refusal(change(salted, distill=settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_grows_on_disk_once_its_teacher_has_left(salted, undisturbed):
+    twice = DepthMap([0, 1, 2, 3, 0, 1, 2, 3], 4)
+
+    def at(step):
+        folder = undisturbed / "checkpoints" / str(step)
+        return RunCheckpoint(undisturbed, folder, salted, {"step": step, "depth": 4})
+
+    with pytest.raises(UserError, match="checkpoint 3 .* still has its teacher; .* of step 4"):
+        grown_config(at(3), twice)
+    grown = grown_config(at(6), twice, total_steps=12)
+    assert not grown.distill.on
+    assert [(s.depth, s.steps) for s in grown.plan().stages] == [(2, 3), (4, 1), (4, 2), (8, 6)]

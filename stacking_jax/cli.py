@@ -25,6 +25,9 @@ examples:
   stacking-jax train    --gin_file gin/experiments/demo.gin --run_dir runs/demo
   stacking-jax train    --gin_file gin/experiments/demo.gin --gin.TEXT_DIR='"my/texts"' \\
                         --gin.TRAIN_STEPS=200 --run_dir runs/mine
+  stacking-jax distill-cache --gin_file gin/experiments/demo.gin \\
+                        --gin.DistillConfig.teacher='"runs/small"' \\
+                        --gin.DistillConfig.top_k=16 --out labels
   stacking-jax vocab    --gin_file gin/experiments/demo.gin --vocab_size 8000 --out code.model
   stacking-jax generate --run_dir runs/demo --prompt "def "
   stacking-jax evaluate --run_dir runs/demo --tasks primitives --shots 0 --limit 200
@@ -137,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument(
         "--pipeline_options", default="", metavar="A=B,C=D",
         help="of that runner, such as direct_num_workers=2,direct_running_mode=multi_processing",
+    )
+
+    labels = command(
+        "distill-cache", _distill_cache,
+        "keep a teacher's most probable tokens and its scores for all training records",
+    )
+    _gin_arguments(labels)
+    labels.add_argument("--out", required=True, metavar="F", help="the folder of the labels")
+    labels.add_argument(
+        "--dtype", default="float32", metavar="T",
+        help="of the log-probabilities: float32 (default) or float16",
     )
 
     vocab = command("vocab", _vocab, "train a SentencePiece vocabulary from the texts of a run")
@@ -330,6 +344,19 @@ def _cache(arguments) -> int:
         )
     for name, times in passes.items():
         print(f"{name}: read {times:.2f} times in {config.total_steps:,} steps")
+    return 0
+
+
+def _distill_cache(arguments) -> int:
+    from stacking_jax.training.teach_cache import make_teacher_cache
+
+    labels = make_teacher_cache(_configure(arguments), arguments.out, arguments.dtype)
+    manifest = labels.manifest
+    for info in manifest.passes:
+        print(
+            f"{info.source}, pass {info.number}: {info.records:,} records, {manifest.top_k} tokens "
+            f"each, digest {manifest.digest[:12]}"
+        )
     return 0
 
 

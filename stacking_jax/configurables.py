@@ -16,6 +16,7 @@ from stacking_jax.gin_config import one_line_errors, require_gin
 from stacking_jax.models import DecoderConfig
 from stacking_jax.planning import PlanConfig
 from stacking_jax.training.config import GrowthConfig, MeshConfig, OptimizerConfig, TrainConfig
+from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.path_config import PathConfig
 from stacking_jax.training.similarity_config import SimilarityConfig
@@ -24,7 +25,7 @@ from stacking_jax.training.spike_config import SpikeConfig
 CONFIGURABLES = (
     DecoderConfig, DataConfig, UL2Config, GrowthConfig, OptimizerConfig, MeshConfig, TrainConfig,
     EvaluationConfig, FinetuneConfig, SpikeConfig, PlanConfig, LoopConfig, SimilarityConfig,
-    PathConfig,
+    PathConfig, DistillConfig,
 )
 
 _registered: dict[type, type] = {}

@@ -10,7 +10,7 @@ batches it would have seen.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stacking_jax.data.cache import PackedCache
@@ -42,6 +42,7 @@ class PackedBatches:
       shuffle: whether to shuffle.
       prefetch: batches that `iterate` keeps ready.
       prompts: whether batches have "prefix"; None: where the data have prompts.
+      chosen: source -> (pass -> the records of it that are read); None for all. Shuffled only.
 
     Raises:
       UserError: the split has no records, or the batch size is not positive.
@@ -57,6 +58,7 @@ class PackedBatches:
         shuffle: bool = True,
         prefetch: int = 8,
         prompts: bool | None = None,
+        chosen: Mapping[str, Callable[[int], Sequence[int]]] | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
@@ -73,7 +75,9 @@ class PackedBatches:
             self._names = list(cache.sources)
             alone = not isinstance(cache, MixedCache)
             self._streams = [
-                RecordStream(source, split, seed, "" if alone else name)
+                RecordStream(
+                    source, split, seed, "" if alone else name, (chosen or {}).get(name)
+                )
                 for name, source in cache.sources.items()
             ]
             self._rates = whole_rates([cache.rates[name] for name in self._names])
@@ -119,6 +123,11 @@ class PackedBatches:
         source, position = interleave(place, self._rates)
         return self._streams[source].locate(position)
 
+    def place_of(self, step: int, row: int) -> tuple[str, int, int]:
+        """(source, pass of its cache, record in it) that a row of a shuffled batch is."""
+        source, position = interleave(step * self.batch_size + row, self._rates)
+        return self._names[source], *self._streams[source].place(position)
+
     def source_of(self, step: int, row: int) -> str:
         """The name of the source that a row of a shuffled batch comes from."""
         return self._names[interleave(step * self.batch_size + row, self._rates)[0]]
@@ -147,6 +156,7 @@ class PackedBatches:
     def iterate(
         self, start_step: int = 0, rows: slice | Sequence[int] | None = None, *,
         place: Callable[[Batch], Any] | None = None, placed: int = 2,
+        batch_of: Callable[[int, Any], Batch] | None = None,
     ) -> Iterator[tuple[int, Batch]] | Iterator[tuple[int, Batch, Any]]:
         """Pairs of step and batch from `start_step` on, read ahead in the background.
 
@@ -158,6 +168,7 @@ class PackedBatches:
           place: puts a batch on the devices; what it returns is the third of each item. It is
             called in the order of the steps, by one thread.
           placed: how many batches that thread keeps ready; 0: it is called when one is asked for.
+          batch_of: in place of `batch`, where some steps have batches of another kind.
         """
         import grain
 
@@ -166,7 +177,8 @@ class PackedBatches:
             return iter(())
         steps = grain.MapDataset.range(start_step, stop)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=self._prefetch)
-        batches = steps.map(lambda step: (int(step), self.batch(int(step), rows)))
+        batch_of = batch_of or self.batch
+        batches = steps.map(lambda step: (int(step), batch_of(int(step), rows)))
         batches = batches.to_iter_dataset(options)
         if place is not None:
             batches = batches.map(lambda item: (*item, place(item[1])))

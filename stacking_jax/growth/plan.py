@@ -33,6 +33,7 @@ class Stage:
       loop: where the map that runs has its loop, and what happens between the turns.
       mix: `[new, old]`, where parameters begin as weighted sums of those before and not as
         copies; the map then says whose optimiser state a layer has.
+      taught: whether a step learns from a teacher's soft labels as well.
 
     Raises:
       UserError: if the map to run reads from another number of layers or is not the loop's, the
@@ -48,6 +49,7 @@ class Stage:
     path: int | None = None
     loop: Loop | None = None
     mix: tuple[tuple[float, ...], ...] | None = None
+    taught: bool = False
 
     def __post_init__(self):
         if self.run_map is not None and self.run_map.stored != self.depth:
@@ -249,6 +251,26 @@ class Plan:
             start += steps
         return cls(tuple(built))
 
+    def split(self, step: int) -> Plan:
+        """The same plan with a stage boundary after `step` updates, where nothing grows.
+
+        Raises:
+          UserError: if the plan has no such step.
+        """
+        stages: list[Stage] = []
+        for stage in self.stages[: self.stage_at(step) + 1]:
+            if not stage.start < step < stage.end:
+                stages.append(stage)
+                continue
+            stages.append(dataclasses.replace(stage, steps=step - stage.start))
+            stages.append(
+                dataclasses.replace(
+                    stage, steps=stage.end - step, start=step, operator=None,
+                    grow_map=DepthMap.identity(stage.depth),
+                )
+            )
+        return Plan((*stages, *self.stages[self.stage_at(step) + 1 :]))
+
     # ---- reading plans ---------------------------------------------------------------
 
     @property
@@ -297,6 +319,13 @@ class Plan:
             for stage in self.stages
         )
 
+    def flops_until(self, step: int, costs: ModelCosts, tokens_per_step: int) -> float:
+        """Forward and backward FLOPs of the first `step` updates."""
+        return tokens_per_step * sum(
+            min(max(step - stage.start, 0), stage.steps) * stage.flops_per_token(costs)
+            for stage in self.stages
+        )
+
     def speedup(self, costs: ModelCosts, *, head: bool = True, attention: bool = True) -> float:
         """FLOPs of as many steps at the final depth that runs, over the FLOPs of this plan.
 
@@ -314,7 +343,8 @@ class Plan:
 
         FLOPs are forward and backward, attention in full, of the layers that run (`run_depth`
         in a training step); parameters are of those that are stored (`depth`). `params` counts
-        everything, `speedup_blocks` the layers alone, `speedup_model` the head too.
+        everything, `speedup_blocks` the layers alone, `speedup_model` the head too. A teacher's
+        forward pass counts in every one of them where there is a teacher.
         `full_depth_steps` is how many steps at the final depth cost as many FLOPs, rounded: the
         length of the run that a saving has to beat (Kaddour et al. 2023, "No Train No Gain").
         """
@@ -335,6 +365,8 @@ class Plan:
                     "map": list(stage.grow_map.sources) if stage.grow_map else None,
                     "map_text": str(stage.grow_map or DepthMap.identity(stage.depth)),
                     "run_map_text": None if stage.run_map is None else str(stage.run_map),
+                    "stage.taught": taught,
+                    "teacher_flops_per_token": costs.teacher_flops if stage.taught else 0.0,
                     "params": costs.params(stage.depth),
                     "flops_per_token": per_token,
                     "flops_per_token_without_head": stage.flops_per_token(costs, head=False),

@@ -15,6 +15,7 @@ from stacking_jax.growth import DepthMap, Plan
 from stacking_jax.interop.runs import FOREIGN, RunCheckpoint
 from stacking_jax.interop.tensor_files import write_json
 from stacking_jax.training.config import GrowthConfig, TrainConfig
+from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.recorder import Counters
 from stacking_jax.training.run_directory import versions
 from stacking_jax.training.telemetry import Clock
@@ -69,6 +70,17 @@ def grown_config(
             f"checkpoint {found.step} of {found.run_dir} has made more steps than the {total} "
             "that the grown run would have in all"
         )
+    taught = old.distill.steps(old.total_steps)
+    if found.step < taught:
+        raise UserError(
+            f"checkpoint {found.step} of {found.run_dir} still has its teacher; grow one of step "
+            f"{taught} or later"
+        )
+    if taught:
+        say(
+            f"the grown run has no teacher; its plan does not count that of the first {taught} "
+            "steps"
+        )
     growth = _growth_so_far(found, depth_map, operator, options, total)
     if growth is None:
         growth = GrowthConfig()
@@ -82,6 +94,7 @@ def grown_config(
         old,
         model=dataclasses.replace(old.model, num_layers=depth),
         growth=growth,
+        distill=DistillConfig(),
         name=None,
         total_steps=total,
     )

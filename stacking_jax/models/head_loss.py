@@ -34,10 +34,13 @@ class TopTargets:
     Attributes:
       ids: int `[B, L, K]`, those of a token all different.
       probabilities: float `[B, L, K]`; they need not sum to 1.
+      elsewhere: float `[B, L]`, the probability of each token that is not among them; None
+        for 0.
     """
 
     ids: jax.Array
     probabilities: jax.Array
+    elsewhere: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +74,7 @@ def head_loss(
     soft_weight: float | jax.Array = 0.0,
     chunk: int | None = None,
     constrain: Constrain = unconstrained,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Summed objective and summed cross-entropy of the next tokens, in nats.
 
     The objective of a token is (1 − s) · cross-entropy + s · soft cross-entropy + z · log²(Z),
@@ -90,8 +93,9 @@ def head_loss(
       constrain: places an activation on the mesh by the names of its axes.
 
     Returns:
-      Two float32 scalars. The objective is differentiated in `hidden` and `kernel` alone,
-      once; the cross-entropy is for reading and has no gradient.
+      Two float32 scalars, with a teacher three: the summed soft cross-entropy is the last. The
+      objective is differentiated in `hidden` and `kernel` alone, once; the others are for
+      reading and have no gradient.
     """
     scalars = [jnp.asarray(n, jnp.float32) for n in (z_loss, 0.0 if soft is None else soft_weight)]
     # Whole or chunked, nothing is learnt by these.
@@ -100,11 +104,12 @@ def head_loss(
         logits = head_logits(hidden, kernel, vocab_axis)
         logits = constrain(logits, (*_PLACES, "vocab"))
         terms = _Terms(logits, targets, weights, _distribution(soft, logits, constrain), *scalars)
-        return jnp.sum(terms.objective), jax.lax.stop_gradient(jnp.sum(terms.cross))
-    objective, cross = _chunked(
+        objective, *read = (jnp.sum(each) for each in terms.sums)
+        return objective, *jax.lax.stop_gradient(read)
+    objective, *read = _chunked(
         hidden, kernel, targets, weights, soft, *scalars, vocab_axis, chunk, constrain
     )
-    return objective, jax.lax.stop_gradient(cross)
+    return objective, *jax.lax.stop_gradient(read)
 
 
 def chunk_of(
@@ -123,7 +128,7 @@ def chunk_of(
     Returns:
       None for all at once.
     """
-    rows, columns = _parts_of(shape, constrain)
+    rows, columns = parts_of(shape, constrain)
     tokens = shape[0] * shape[1] // (rows * columns)
     parts = _parts(constrain, "vocab")
     bytes_per_token = 4 * (vocab // parts if vocab % parts == 0 else vocab)
@@ -142,7 +147,8 @@ class _Terms:
     """The losses of tokens whose logits are `[..., V]`, and what they are made of.
 
     Attributes:
-      objective, cross: float32 `[...]`, weighted.
+      sums: float32 `[...]`, weighted, to be added up: objective, cross-entropy and, with a
+        teacher, soft cross-entropy.
     """
 
     def __init__(self, logits, targets, weights, soft, z_loss, soft_weight):
@@ -157,12 +163,13 @@ class _Terms:
         self.total = jnp.sum(self.exponentials, axis=-1)
         self.log_z = jnp.log(self.total) + highest[..., 0]
         each = self.log_z - jnp.sum(jnp.where(self.hit, logits, 0.0), axis=-1)
-        self.cross = each * weights
+        read = [each * weights]
         if soft is not None:
             self.mass = jnp.sum(soft, axis=-1)
             towards = self.log_z * self.mass - jnp.sum(soft * logits, axis=-1)
             each = (1 - soft_weight) * each + soft_weight * towards
-        self.objective = (each + z_loss * jnp.square(self.log_z)) * weights
+            read.append(towards * weights)
+        self.sums = ((each + z_loss * jnp.square(self.log_z)) * weights, *read)
 
     def gradient(self):
         """Of the summed objective in the logits."""
@@ -180,9 +187,11 @@ def _distribution(soft, logits, constrain):
     if soft is None:
         return None
     if isinstance(soft, TopTargets):
-        empty = jnp.zeros_like(logits)
+        others = jnp.zeros_like(logits)
+        if soft.elsewhere is not None:
+            others += soft.elsewhere.astype(jnp.float32)[..., None]
         probabilities = soft.probabilities.astype(jnp.float32)
-        return jnp.put_along_axis(empty, soft.ids, probabilities, axis=-1, inplace=False)
+        return jnp.put_along_axis(others, soft.ids, probabilities, axis=-1, inplace=False)
     places = (*_PLACES, *[None] * (logits.ndim - 3))
     return jax.nn.softmax(
         constrain(head_logits(soft.hidden, soft.kernel, 0), (*places, "vocab")), axis=-1
@@ -224,8 +233,8 @@ def _run(
     hidden, kernel, targets, weights, soft, z_loss, soft_weight, vocab_axis, chunk, constrain,
     *, with_gradients,
 ):  # fmt: skip
-    """((objective, cross), gradients in `hidden` and `kernel`, or None)."""
-    parts = _parts_of(hidden.shape[:2], constrain)
+    """(what `head_loss` returns, gradients in `hidden` and `kernel`, or None)."""
+    parts = parts_of(hidden.shape[:2], constrain)
     names = ("vocab", "stream") if vocab_axis == 0 else ("stream", "vocab")
     # Gathered over D once, as every other weight is, and not in every turn of the loop.
     kernel = constrain(kernel, names)
@@ -233,10 +242,10 @@ def _run(
     if isinstance(soft, Teacher):
         teacher, soft = constrain(soft.kernel, ("vocab", "stream")), soft.hidden
     by_token = (hidden, targets, weights, soft)
-    by_chunk = jax.tree.map(lambda leaf: _cut(leaf, parts, chunk, constrain), by_token)
+    by_chunk = jax.tree.map(lambda leaf: cut(leaf, parts, chunk, constrain), by_token)
 
     def one_chunk(carry, tokens):
-        (objective, cross), of_kernel = carry
+        sums, of_kernel = carry
         hidden, targets, weights, soft = tokens
         logits = head_logits(hidden, kernel, vocab_axis)
         logits = constrain(logits, (*_PLACES, None, "vocab"))
@@ -244,7 +253,9 @@ def _run(
         terms = _Terms(
             logits, targets, weights, _distribution(soft, logits, constrain), z_loss, soft_weight
         )
-        sums = objective + terms.objective.sum(axis=2), cross + terms.cross.sum(axis=2)
+        sums = tuple(
+            total + each.sum(axis=2) for total, each in zip(sums, terms.sums, strict=True)
+        )
         if not with_gradients:
             return (sums, None), None
         low = terms.gradient().astype(hidden.dtype)
@@ -259,13 +270,14 @@ def _run(
     if with_gradients:
         of_kernel = jnp.zeros((*parts, *kernel.shape), jnp.float32)
         of_kernel = constrain(of_kernel, (*_PLACES, *names))
-    (sums, of_kernel), of_hidden = jax.lax.scan(one_chunk, ((zeros, zeros), of_kernel), by_chunk)
+    zeros = (zeros,) * (2 if soft is None else 3)
+    (sums, of_kernel), of_hidden = jax.lax.scan(one_chunk, (zeros, of_kernel), by_chunk)
     sums = jax.tree.map(jnp.sum, sums)
     if not with_gradients:
         return sums, None
     of_kernel = jnp.sum(of_kernel, axis=(0, 1)).astype(kernel.dtype)
     of_kernel = constrain(of_kernel, tuple("embed" if n == "stream" else n for n in names))
-    return sums, (_join(of_hidden, hidden.shape, parts, constrain), of_kernel)
+    return sums, (join(of_hidden, hidden.shape, parts, constrain), of_kernel)
 
 
 def _products(vocab_axis: int) -> tuple[str, str]:
@@ -274,7 +286,7 @@ def _products(vocab_axis: int) -> tuple[str, str]:
     return f"pqtv,{kernel}->pqtd", f"pqtv,pqtd->pq{kernel}"
 
 
-def _cut(x, parts, chunk, constrain):
+def cut(x, parts, chunk, constrain):
     """`[B, L, ...]` as `[chunks, P, Q, tokens, ...]`: every device cuts what it has.
 
     P and Q are the parts of rows and columns that the mesh makes; padded with zeros.
@@ -290,16 +302,16 @@ def _cut(x, parts, chunk, constrain):
     return constrain(x, (None, *_PLACES, None, *[None] * len(rest)))
 
 
-def _join(x, shape, parts, constrain):
-    """`_cut` undone, for an array `[B, L, D]`."""
+def join(x, shape, parts, constrain, last="stream"):
+    """`cut` undone, for an array `[B, L, D]`; `last` is the name of its last axis."""
     (p, q), (rows, columns) = parts, shape[:2]
     x = jnp.moveaxis(x, 0, 2).reshape(p, q, -1, shape[2])
     x = x[:, :, : rows * columns // (p * q)]
     x = x.reshape(p, q, rows // p, columns // q, shape[2]).swapaxes(1, 2)
-    return constrain(x.reshape(shape), (*_PLACES, "stream"))
+    return constrain(x.reshape(shape), (*_PLACES, last))
 
 
-def _parts_of(shape, constrain) -> tuple[int, int]:
+def parts_of(shape, constrain) -> tuple[int, int]:
     """Into how many parts the mesh cuts rows and columns; 1 where it does not divide them."""
     parts = [_parts(constrain, name) for name in _PLACES]
     return tuple(n if size % n == 0 else 1 for n, size in zip(parts, shape, strict=True))

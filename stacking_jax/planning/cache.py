@@ -125,6 +125,11 @@ def compiled_settings(config: TrainConfig, stage: int) -> dict[str, Any]:
     """The part of a configuration that the compiled step of a stage can depend on."""
     settings = {k: v for k, v in config.to_dict().items() if k not in _NOT_COMPILED}
     settings["data"] = {k: settings["data"][k] for k in _COMPILED_OF_DATA}
+    planned = config.plan().stages[stage]
+    if planned.taught:
+        settings["distill"]["teacher"] = _teacher(config)
+    else:
+        del settings["distill"]
     growth = config.growth
     if growth.ramp_steps or growth.rewarm_steps:
         # Gates and the climbing rate know where the growths are.
@@ -132,8 +137,20 @@ def compiled_settings(config: TrainConfig, stage: int) -> dict[str, Any]:
     settings["growth"] = {
         k: v for k, v in settings["growth"].items() if k not in _BETWEEN_STAGES
     }
-    planned = config.plan().stages[stage].to_dict()
-    return settings | {name: planned[name] for name in ("depth", "run_map", "path", "loop")}
+    described = planned.to_dict()
+    names = ("depth", "run_map", "path", "loop", "taught")
+    return settings | {name: described[name] for name in names}
+
+
+def _teacher(config: TrainConfig) -> dict[str, Any]:
+    """What a compiled step depends on of its teacher; at the same path there may be another."""
+    from stacking_jax.training import teacher
+
+    labels = teacher.labels_of(config)
+    if labels is not None:
+        return {"cached": labels.manifest.top_k}
+    found = teacher.find(config)
+    return {"model": dataclasses.asdict(found.model), "stage": found.stage.to_dict()}
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from stacking_jax.planning.traffic import hbm_bytes
 from stacking_jax.training import sharding, spikes
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
-from stacking_jax.training.programs import abstract_batch, lower_train_step
+from stacking_jax.training.programs import lower_train_step, step_arguments
 from stacking_jax.training.state import TrainState, abstract_state, model_graph
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -41,12 +41,14 @@ class LoweredStage:
     Attributes:
       program: the step.
       abstract: the state it takes.
-      argument_bytes: of state and batch on one device.
+      beside: what it takes behind the state, see `programs.step_arguments`.
+      argument_bytes: of all of that on one device.
       seconds: that tracing took.
     """
 
     program: jax.stages.Lowered
     abstract: TrainState
+    beside: tuple[Any, ...]
     argument_bytes: int
     seconds: float
 
@@ -77,8 +79,9 @@ def lower_stage(config: TrainConfig, stage: int, mesh: sharding.LogicalMesh) -> 
         config, plan, plan.stages[stage], model_graph(config.model), optimizer, mesh, abstract,
         keys,
     )
-    arguments = state_bytes(abstract) + state_bytes(abstract_batch(config, mesh, keys))
-    return LoweredStage(program, abstract, arguments, time.monotonic() - began)
+    beside = step_arguments(config, plan.stages[stage], mesh, keys)
+    arguments = state_bytes(abstract) + state_bytes(beside)
+    return LoweredStage(program, abstract, beside, arguments, time.monotonic() - began)
 
 
 def state_bytes(abstract: Any) -> int:

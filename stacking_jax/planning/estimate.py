@@ -31,21 +31,21 @@ class Rates:
 
 
 def executed_flops_per_token(
-    costs: ModelCosts, depth: int, remat: str, mlp_flops: float
+    costs: ModelCosts, depth: int, remat: str, mlp_flops: float, taught: bool = False
 ) -> float:
     """FLOPs per token that a step carries out: the model's, and what is computed again.
 
     'full' runs the layers forward a second time, 'dots' the attention alone (its scores and
     weighted values are products with a batch dimension, which that policy does not keep),
     'minimal' and 'offload' the attention and two of the three products of a layer's MLP, whose
-    forward pass takes `mlp_flops`.
+    forward pass takes `mlp_flops`. Of a teacher, where there is one, nothing is computed again.
     """
     some = costs.attention_flops + mlp_flops * 2 / 3
     again = {
         "none": 0.0, "dots": costs.attention_flops, "minimal": some, "offload": some,
         "full": costs.layer_flops + costs.attention_flops,
     }[remat]
-    return costs.flops_per_token(depth) + depth * again
+    return costs.flops_per_token(depth, taught=taught) + depth * again
 
 
 def step_estimate(

@@ -23,7 +23,7 @@ from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.mesh import LogicalMesh
 from stacking_jax.training.optimizers import optimizer as make_optimizer
-from stacking_jax.training.programs import abstract_batch
+from stacking_jax.training.programs import step_arguments
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.state import abstract_state
 
@@ -49,10 +49,10 @@ def stage_by_formula(config: TrainConfig, stage: int, topology: Topology) -> dic
     state = abstract_state(
         config.model, make_optimizer(config.optimizer, LAYOUT), planned.depth, mesh
     )
-    batch = abstract_batch(config, mesh, batch_keys(config.data.is_ul2))
+    beside = step_arguments(config, planned, mesh, batch_keys(config.data.is_ul2))
     step = _Step(
         config, planned.positions, sizes, state_bytes(state), state_bytes(state.params),
-        state_bytes(batch),
+        state_bytes(beside),
     )
     peak = step.peak_bytes()
     return {
@@ -94,7 +94,10 @@ def mesh_sizes(config: TrainConfig, devices: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One train step on one device; `depth` is of the layers that it runs."""
+    """One train step on one device; `depth` is of the layers that it runs.
+
+    `batch` counts a teacher's parameters too; what its forward pass holds and moves is left out.
+    """
 
     config: TrainConfig
     depth: int

@@ -20,7 +20,6 @@ from stacking_jax.planning.topology import Topology
 from stacking_jax.training import sharding, spikes
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.optimizers import optimizer as make_optimizer
-from stacking_jax.training.programs import abstract_batch
 from stacking_jax.training.state import sharded_initial_state
 
 _SECONDS_PER_STAGE = 5.0
@@ -148,19 +147,23 @@ def _time_steps(config: TrainConfig, lowered, program, mesh) -> list[float]:
     )
     positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     content = {"tokens": drawn, "segment_ids": np.ones_like(drawn), "positions": positions}
-    keys = program.in_tree.unflatten(range(program.in_tree.num_leaves))[0][1]
+    batch, *teacher = lowered.beside
+    # Of labels and of a teacher's parameters zeros do: the time does not depend on them.
     batch = {
-        name: _placed(content.get(name, np.zeros_like(drawn)), leaf.sharding)
-        for name, leaf in abstract_batch(config, mesh, tuple(keys)).items()
+        name: _placed(content.get(name, np.zeros(leaf.shape, leaf.dtype)), leaf.sharding)
+        for name, leaf in batch.items()
     }
-    state, metrics = program(state, batch)
+    teacher = jax.tree.map(
+        lambda leaf: _placed(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), teacher
+    )
+    state, metrics = program(state, batch, *teacher)
     jax.block_until_ready((state, metrics))
     seconds: list[float] = []
     while len(seconds) < _LEAST_STEPS or (
         sum(seconds) < _SECONDS_PER_STAGE and len(seconds) < _MOST_STEPS
     ):
         began = time.perf_counter()
-        state, metrics = program(state, batch)
+        state, metrics = program(state, batch, *teacher)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - began)
     return seconds

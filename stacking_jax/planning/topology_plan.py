@@ -19,6 +19,7 @@ from stacking_jax.planning.estimate import (
     step_estimate,
 )
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.distill_config import DistillConfig
 
 
 class Machine(Protocol):
@@ -122,9 +123,10 @@ def questions(config: TrainConfig) -> list[tuple[TrainConfig, int]]:
 
 
 def full_depth(config: TrainConfig) -> TrainConfig:
-    """The same run without growth: what it is held against."""
+    """The same run without growth or a teacher: what it is held against."""
     return dataclasses.replace(
         config,
+        distill=DistillConfig(),
         growth=dataclasses.replace(
             config.growth, operator=None, stages=None, stage_depths=None, stage_fractions=None,
             ramp_steps=0, rewarm_steps=0,
@@ -137,9 +139,8 @@ def stage_on(
 ) -> dict[str, Any]:
     """What one stage needs of a machine, with its estimated step."""
     result = dict(machine.stage(config, stage, doing))
-    planned = config.plan().stages[stage]
+    planned, costs = config.plan().stages[stage], config.costs()
     depth = planned.positions
-    costs = config.model.costs(config.data.sequence_length)
     empty = dict.fromkeys((
         "step_seconds_estimate", "mfu_estimate", "bound_by", "compute_seconds",
         "memory_seconds", "link_seconds",

@@ -203,6 +203,8 @@ def plan_cells(plan: dict[str, Any]) -> Table:
         )
     if runs:
         lines.append("depth: layers that are stored; runs: positions that a training step computes")
+    if isinstance(plan.get("teacher"), dict):
+        lines.append(_teacher_line(plan))
     return Table(
         title=printable(plan.get("name") or "Plan"),
         header=(
@@ -213,6 +215,23 @@ def plan_cells(plan: dict[str, Any]) -> Table:
         left=(False,) * (7 + runs) + (True,),
         footer=footer,
         lines=tuple(lines),
+    )
+
+
+def _teacher_line(plan: dict[str, Any]) -> str:
+    """What a teacher costs, and its training both ways."""
+    teacher = plan["teacher"]
+    training = teacher.get("training_flops")
+    if not units.known(training):
+        trained = "its training is not known"
+    elif teacher.get("trained_within_the_run"):
+        trained = f"trained within the run for {units.flops(training)}, which is counted"
+    else:
+        trained = f"its training, {units.flops(training)}, is not counted"
+    per_token = units.flops(teacher.get("forward_flops_per_token"))
+    return (
+        f"teacher of {units.count(teacher.get('params'))} parameters in the first "
+        f"{units.integer(teacher.get('steps'))} steps: {per_token}/token, counted; {trained}"
     )
 
 

@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
         "the pull of layers towards each other", "SimilarityConfig.weight",
         lambda config: config.similarity.method,
     ),
+    "salt": Method("a teacher", "DistillConfig.fraction", lambda config: config.distill.method),
 }
 
 _TWO_SCHEDULES = (
@@ -70,6 +71,7 @@ _TWO_SCHEDULES = (
     "layers are all there"
 )
 _PULLED = "stored layers are pulled, whether a step runs them or not"
+_TAUGHT_PATHS = "the path learns from the labels of a teacher that runs whole"
 _LOOPED_PATHS = "a path is drawn from a stack in which every layer runs once"
 _RATES = "a factor belongs to a stored layer, whether a step runs it or not"
 
@@ -95,6 +97,12 @@ PAIRS: dict[tuple[str, str], Pair] = {
     ("raptr", "similarity"): Pair(True, _PULLED),
     ("layer_drop", "similarity"): Pair(True, _PULLED),
     ("depth_rates", "similarity"): Pair(True, _RATES),
+    ("growth", "salt"): Pair(True, "growths may come within the taught steps and behind them"),
+    ("raptr", "salt"): Pair(True, _TAUGHT_PATHS),
+    ("layer_drop", "salt"): Pair(True, _TAUGHT_PATHS),
+    ("depth_rates", "salt"): Pair(True, "labels change the loss, and nothing of the update"),
+    ("loops", "salt"): Pair(True, "with the loss on the last loop alone"),
+    ("similarity", "salt"): Pair(True, "the pull is added to the gradient of either loss"),
     ("loops", "similarity"): Pair(False, "layers that are tied are alike already"),
 }
 

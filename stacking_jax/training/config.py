@@ -8,9 +8,10 @@ from typing import Any
 from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
-from stacking_jax.growth import Plan
+from stacking_jax.growth import ModelCosts, Plan
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training import compose
+from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.growth_config import GrowthConfig
 from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.path_config import PathConfig
@@ -138,7 +139,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-      model, data, growth, optimizer, mesh: see there.
+      model, data, growth, optimizer, mesh, distill: see there.
       paths: which positions a training step runs; all by default.
       name: for tables and reports; None for the name of the run directory.
       total_steps: training steps over all stages.
@@ -199,6 +200,7 @@ class TrainConfig:
     spikes: SpikeConfig = SpikeConfig()
     loops: LoopConfig = LoopConfig()
     similarity: SimilarityConfig = SimilarityConfig()
+    distill: DistillConfig = DistillConfig()
     compilation_cache: str | None = None
     compile_ahead: bool = True
     device_batches: int = 2
@@ -235,6 +237,12 @@ class TrainConfig:
                 "TrainConfig.checkpoint_every to a number of steps"
             )
         self.loops.check_growth(self.growth)
+        if self.distill.on and self.loops.loss_loops > 1:
+            raise UserError(
+                "a teacher's labels are learnt by the network as it is evaluated: set "
+                f"LoopConfig.loss_loops to 1 (it is {self.loops.loss_loops}), or "
+                "DistillConfig.fraction to 0"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -258,12 +266,29 @@ class TrainConfig:
         plan = self.loops.apply(growth.plan(self.model.num_layers, self.total_steps))
         plan = self.paths.apply(plan)
         self.similarity.check_plan(plan)
-        return plan
+        return self.distill.apply(plan, self.growth.ramp_steps)
+
+    def costs(self) -> ModelCosts:
+        """What a layer and all the rest cost, a teacher's forward pass included.
+
+        Raises:
+          UserError: if the teacher cannot be found.
+        """
+        costs = self.model.costs(self.data.sequence_length)
+        if not self.distill.on:
+            return costs
+        from stacking_jax.training import teacher
+
+        return dataclasses.replace(costs, teacher_flops=teacher.forward_flops(self))
 
     def describe_plan(self) -> dict:
-        """The plan with its costs, as plain data; see `Plan.describe`."""
-        costs = self.model.costs(self.data.sequence_length)
-        return self.plan().describe(costs, self.tokens_per_step)
+        """The plan with its costs, as plain data; see `Plan.describe` and `teacher.charged`."""
+        described = self.plan().describe(self.costs(), self.tokens_per_step)
+        if not self.distill.on:
+            return described
+        from stacking_jax.training import teacher
+
+        return teacher.charged(self, described)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -277,6 +302,8 @@ OPERATIONAL = (
     "data.cache_dir", "evaluate_tasks",
     "evaluate_every", "evaluation", "spikes.limit", "spikes.limit_steps",
     "step_timeout", "other_timeout", "log_records",
+    # Where a teacher lies; which one it is, `teacher.json` of the run says.
+    "distill.teacher", "distill.teacher_step", "distill.cache",
 )
 
 

@@ -67,12 +67,15 @@ class Goodput:
         self.restarts: list[dict[str, Any]] = list(self._old.get("restarts", []))
         self._latest: tuple[int, list[Mapping[str, Any]]] = (0, [])
 
-    def begin(self, step: int, kept: Mapping[str, float]) -> dict[str, float]:
+    def begin(
+        self, step: int, kept: Mapping[str, float], began: float | None = None
+    ) -> dict[str, float]:
         """Settles what was lost before this process started.
 
         Args:
           step: that the run goes on from; 0 from its beginning.
           kept: category -> seconds of the work in the checkpoint that it goes on from.
+          began: when work before its first step began, in Unix time; see `within_run`.
 
         Returns:
           What this restart has cost: `recomputed_seconds` and `down_seconds`.
@@ -81,6 +84,8 @@ class Goodput:
         if self._began is None:
             # A new run, or one grown from another: the work that it begins with is its own.
             self._began = started - kept_seconds
+            if began is not None:
+                self._began = min(self._began, began)
             return {f"{name}_seconds": 0.0 for name in LOST}
         # A clock that was set back must not make time negative.
         lost = max(started - self._began - kept_seconds, sum(self.lost.values()))

@@ -114,6 +114,18 @@ def check(
     return Verdict(None, complete)
 
 
+def digest(folder: epath.PathLike) -> str:
+    """SHA-256 of what the manifest says: equal for copies of one checkpoint.
+
+    Raises:
+      OSError, ValueError: if it cannot be read, or there is none.
+    """
+    described, _ = _read(epath.Path(folder))
+    if not described:
+        raise ValueError("it has no manifest")
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
 def committed(folder: epath.PathLike) -> bool:
     """Whether Orbax itself says that it finished this checkpoint.
 

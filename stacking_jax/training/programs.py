@@ -19,6 +19,7 @@ from stacking_jax.training.similarity import similarity_term
 from stacking_jax.training.stack_runs import inference_stack, training_stack
 from stacking_jax.training.state import TrainState, shardings_of
 from stacking_jax.training.step import all_finite, make_eval_step, make_train_step
+from stacking_jax.training.teaching import teaching_of
 
 _TRIED_BYTES = 2**30
 _A_STEP = jax.ShapeDtypeStruct((), jnp.int32)
@@ -29,14 +30,15 @@ class Programs:
     """What a stage runs, compiled.
 
     Attributes:
-      train_step: as `make_train_step` says; the state is given away.
+      train_step: as `make_train_step` says; the state is given away, a teacher's parameters
+        are not.
       eval_step: as `make_eval_step` says.
       finite: whether a state may be saved.
       grow: from the state of the stage before, given away, to that of this one; None where
         nothing grows.
     """
 
-    train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    train_step: Callable[..., tuple[TrainState, dict]]
     eval_step: Callable[[Any, dict, Any], tuple[Any, Any]]
     finite: Callable[[TrainState], jax.Array]
     grow: GrowthProgram | None = None
@@ -137,11 +139,27 @@ def lower_train_step(
         stack=training_stack(config, stage),
         similarity=similarity_term(config, stage),
         skip_undrawn=stage.path is not None and config.paths.undrawn == "skip",
+        teaching=teaching_of(config, stage),
         constrain=sharding.constrainer(mesh),
     )
     return jax.jit(
         train_step, donate_argnums=0, out_shardings=(shardings_of(abstract), None)
-    ).lower(abstract, abstract_batch(config, mesh, keys))
+    ).lower(abstract, *step_arguments(config, stage, mesh, keys))
+
+
+def step_arguments(
+    config: TrainConfig, stage: Stage, mesh: sharding.LogicalMesh,
+    keys: Sequence[str] = BATCH_KEYS,
+) -> tuple[Any, ...]:
+    """What the train step of a stage takes behind the state, abstract.
+
+    The batch, with a cache's labels where they are learnt from; and the parameters of a teacher
+    where one runs.
+    """
+    batch, teaching = abstract_batch(config, mesh, keys), teaching_of(config, stage)
+    if teaching is None:
+        return (batch,)
+    return (batch | teaching.labels(mesh), *teaching.arguments(mesh))
 
 
 def abstract_batch(

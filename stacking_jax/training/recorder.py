@@ -66,10 +66,12 @@ class Recorder:
     def __init__(
         self, plan: Plan, counters: Counters, clock: Clock, log: MetricsLog | None, *,
         flops_at: Any, log_every: int, on_nan: str, spikes: SpikeWatch | None = None,
+        train_seconds_before: float = 0.0,
     ):
         self.plan, self.counters, self.clock, self._log = plan, counters, clock, log
         self._flops_at, self._log_every, self._on_nan = flops_at, log_every, on_nan
         self._spikes = spikes
+        self._before = train_seconds_before
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._skipped_in_a_row = 0
         self.last_good_checkpoint: int | None = None
@@ -157,6 +159,7 @@ class Recorder:
             learning_rate=values["learning_rate"], grad_norm=values["grad_norm"],
             **{name: values[name] for name in _OF_METHODS if name in values},
             tokens_per_second=token_rate, flops_per_second=flop_rate,
+            **({"soft_loss": values["soft_loss"]} if "soft_loss" in values else {}),
         )
 
     def _cumulative(self, step):
@@ -164,7 +167,7 @@ class Recorder:
             "tokens": self.counters.tokens,
             "model_flops": self._flops_at(step),
             "wall_seconds": self.clock.wall,
-            "train_seconds": self.clock.read()["step"],
+            "train_seconds": self._before + self.clock.read()["step"],
         }
 
     def restart_speed(self, step: int) -> None:

@@ -45,6 +45,8 @@ class Run:
       programs: what the present stage runs; None before the first.
       ahead: what the next stage runs, under way; None where nothing is.
       compile_seconds: the longest that compiling a stage in its turn took.
+      teacher: what a train step takes beside state and batch: a teacher's parameters, in the
+        stages in which it runs.
     """
 
     setup: Setup
@@ -63,6 +65,7 @@ class Run:
     programs: Programs | None = None
     ahead: CompileAhead[Programs] | None = None
     compile_seconds: float = 0.0
+    teacher: tuple[Any, ...] = ()
 
     @property
     def counters(self) -> Counters:
@@ -116,13 +119,17 @@ class Run:
         self.write_goodput(step)
 
 
-def open_run(setup: Setup, clock: Clock, rewind: spikes.Rewind | None) -> Run:
+def open_run(
+    setup: Setup, clock: Clock, rewind: spikes.Rewind | None,
+    own_teacher: dict[str, Any] | None = None,
+) -> Run:
     """Begins a run, or takes it up from its newest checkpoint.
 
     Args:
       setup: what it is made of; its run directory is there.
       clock: of this process.
       rewind: the loss spike before which it goes back, or None.
+      own_teacher: the summary of the teacher that the run has trained, whose time it is charged.
 
     Raises:
       UserError: if there is nothing left to do.
@@ -163,10 +170,14 @@ def open_run(setup: Setup, clock: Clock, rewind: spikes.Rewind | None) -> Run:
         rewind, first_step, history, meta.get("skipped_batches", 0)
     )
 
+    if own_teacher is not None:
+        # Of all its restarts, however many processes this run has had since.
+        clock.seconds["teacher"] = own_teacher["wall_seconds"]
     main_process = jax.process_index() == 0
     resume_step = first_step if resumed else None
     goodput = Goodput(run_dir, clock, writes=main_process)
-    lost = goodput.begin(first_step, meta.get("seconds", {}))
+    began = own_teacher["goodput"]["began_unix_time"] if own_teacher else None
+    lost = goodput.begin(first_step, meta.get("seconds", {}), began)
     goodput.write(first_step, counters.stages)
     log = MetricsLog(run_dir, resume_step) if main_process else None
     records = RecordLog(run_dir, first_step) if config.log_records else None
@@ -174,6 +185,7 @@ def open_run(setup: Setup, clock: Clock, rewind: spikes.Rewind | None) -> Run:
         plan, counters, clock, log,
         flops_at=setup.flops_at, log_every=config.log_every, on_nan=config.on_nan,
         spikes=spikes.SpikeWatch(config.spikes, history, skipped_batches),
+        train_seconds_before=own_teacher["train_seconds"] if own_teacher else 0.0,
     )
     recorder.last_good_checkpoint = resume_step
     if resumed:

@@ -23,6 +23,7 @@ from stacking_jax.training.config import (
     differences,
     with_defaults,
 )
+from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.similarity_config import SimilarityConfig
 from stacking_jax.training.spike_config import SpikeConfig
@@ -135,6 +136,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
             "model": DecoderConfig, "data": DataConfig, "growth": GrowthConfig,
             "optimizer": OptimizerConfig, "mesh": MeshConfig, "evaluation": EvaluationConfig,
             "spikes": SpikeConfig, "loops": LoopConfig, "similarity": SimilarityConfig,
+            "distill": DistillConfig,
         }
         built = {name: kind(**values.pop(name)) for name, kind in parts.items() if name in values}
         return TrainConfig(**built, **values)

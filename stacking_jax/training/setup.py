@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import optax
 
 from stacking_jax.console import warn
 from stacking_jax.data import MixedCache, PackedBatches, PackedCache, open_cache
+from stacking_jax.data.records import Batch
+from stacking_jax.data.taught_batches import TaughtBatches
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan
 from stacking_jax.models import LAYOUT
-from stacking_jax.training import sharding, spikes
+from stacking_jax.training import sharding, spikes, teacher
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import check_growths
 from stacking_jax.training.held_out import HeldOut
@@ -34,11 +37,13 @@ class Setup:
       plan: its stages.
       mesh: the devices.
       data: training batches by step.
+      taught: those of the steps that read a teacher's labels; None where none does.
       data_digest: of the cache that they come from.
       held_out: held-out batches.
       tasks: its evaluation tasks, or None.
       optimizer: over all layers.
       graph: the model without its parameters.
+      teacher: that runs beside the student in taught stages; None where none does.
       about: what is known of it before the first step; see `summary.describe`.
     """
 
@@ -47,11 +52,13 @@ class Setup:
     plan: Plan
     mesh: sharding.LogicalMesh
     data: PackedBatches
+    taught: TaughtBatches | None
     data_digest: str
     held_out: HeldOut
     tasks: Any
     optimizer: optax.GradientTransformation
     graph: Any
+    teacher: teacher.TeacherModel | None
     about: dict
 
     @classmethod
@@ -75,11 +82,13 @@ class Setup:
                 config.data.sequence_length, "prefix" in data.keys,
             )
             passes = data.passes(config.total_steps)
+            taught = _taught(config, cache)
             held_out = HeldOut.open(cache, config)
             tasks = _task_evaluation(config, run_dir, mesh)
         setup = cls(
-            config, run_dir, plan, mesh, data, cache.manifest.digest, held_out, tasks,
+            config, run_dir, plan, mesh, data, taught, cache.manifest.digest, held_out, tasks,
             make_optimizer(config.optimizer, LAYOUT), model_graph(config.model),
+            _teacher(config, run_dir, mesh),
             describe(config, run_dir, cache, held_out, passes),
         )
         setup.shapes(plan.final_depth)
@@ -106,16 +115,40 @@ class Setup:
 
     @functools.cached_property
     def _costs(self):
-        return self.config.model.costs(self.config.data.sequence_length)
+        return self.config.costs()
+
+    @functools.cached_property
+    def _own_teacher(self) -> float:
+        return teacher.own_flops(self.config)
+
+    def iterate(
+        self, first_step: int, skipped: int, rows: Sequence[int], *,
+        place: Callable[[Batch], Any], placed: int,
+    ) -> Iterator[tuple[int, Batch, Any]]:
+        """The batches of the updates after `first_step`, see `PackedBatches.iterate`.
+
+        Args:
+          first_step: updates done.
+          skipped: batches that were left out so far.
+          rows, place, placed: see there.
+        """
+        until = skipped + self.config.distill.steps(self.config.total_steps)
+
+        def batch_of(number: int, rows: Any) -> Batch:
+            source = self.data if self.taught is None or number >= until else self.taught
+            return source.batch(number, rows)
+
+        return self.data.iterate(
+            first_step + skipped, rows, place=place, placed=placed, batch_of=batch_of
+        )
 
     def flops_at(self, step: int) -> float:
-        """Cumulative model FLOPs after `step` updates, padding included."""
-        stages = self.plan.stages
-        done = [min(max(step - stage.start, 0), stage.steps) for stage in stages]
-        return self.config.tokens_per_step * sum(
-            steps * stage.flops_per_token(self._costs)
-            for steps, stage in zip(done, stages, strict=True)
-        )
+        """Cumulative model FLOPs after `step` updates, padding included.
+
+        Those that the run has spent on training its own teacher come before the first.
+        """
+        until = self.plan.flops_until(step, self._costs, self.config.tokens_per_step)
+        return self._own_teacher + until
 
 
 def check_vocabulary(config: TrainConfig, cache: PackedCache | MixedCache) -> None:
@@ -126,6 +159,35 @@ def check_vocabulary(config: TrainConfig, cache: PackedCache | MixedCache) -> No
             f"the vocabulary {cache.manifest.vocabulary.name} has {size} ids, but the model only "
             f"{config.model.vocab_size}; bind DecoderConfig.vocab_size = {size} or more"
         )
+
+
+def _taught(config: TrainConfig, cache: PackedCache | MixedCache) -> TaughtBatches | None:
+    """Batches with a teacher's labels, all of which are there."""
+    if not config.distill.on:
+        return None
+    teacher.check_vocabulary(config, cache.manifest.vocabulary)
+    labels = teacher.labels_of(config)
+    if labels is None:
+        return None
+    taught = TaughtBatches(
+        cache, labels, batch_size=config.batch_size, seed=config.seed,
+        select=config.distill.select, select_by=config.distill.select_by,
+    )
+    taught.passes(config.distill.steps(config.total_steps))
+    return taught
+
+
+def _teacher(
+    config: TrainConfig, run_dir: Path, mesh: sharding.LogicalMesh
+) -> teacher.TeacherModel | None:
+    found = teacher.find(config)
+    if found is None:
+        return None
+    try:
+        found.abstract(mesh)  # What the mesh cannot divide shows before the run begins.
+    except UserError as error:
+        raise UserError(f"the teacher does not fit this mesh: {error}") from None
+    return teacher.within(found, run_dir)
 
 
 def _task_evaluation(config: TrainConfig, run_dir: Path, mesh: sharding.LogicalMesh):

@@ -176,8 +176,8 @@ def place_batch(batch: dict[str, np.ndarray], mesh: LogicalMesh) -> dict[str, ja
     """Puts this host's rows where the mesh wants them, as one global array.
 
     Args:
-      batch: int `[rows, L]`, the rows `local_rows` in their order, whole: which of their
-        columns lie on which device is decided here.
+      batch: `[rows, L]` or `[rows, L, K]`, the rows `local_rows` in their order, whole: which
+        of their columns lie on which device is decided here.
       mesh: the devices.
 
     Raises:
@@ -208,8 +208,9 @@ def _place_rows(rows: np.ndarray, mesh: LogicalMesh) -> jax.Array:
         begin = begins[index[0].start or 0]
         return rows[begin : begin + size, index[1]]
 
-    shape = (size * parts, rows.shape[1])
-    return jax.make_array_from_callback(shape, mesh.sharding(BATCH), part)
+    shape = (size * parts, *rows.shape[1:])
+    where = mesh.sharding((*BATCH, *[None] * (rows.ndim - 2)))
+    return jax.make_array_from_callback(shape, where, part)
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,6 +9,9 @@ import jax
 
 from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap, Loop, Stage
+from stacking_jax.models import Decoder
+from stacking_jax.models.decoder import Constrain
+from stacking_jax.models.losses import inputs_from_targets, prompt_inputs
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import ramp_of
 from stacking_jax.training.paths import path_stack
@@ -93,3 +96,27 @@ def evaluation_runs(
         return {}
     run_map = run_map if isinstance(run_map, DepthMap) else DepthMap(run_map, stored=depth)
     return {"depth_map": run_map}
+
+
+def hidden_of_batch(
+    model: Decoder, batch: dict[str, jax.Array], runs: dict[str, Any], constrain: Constrain
+) -> jax.Array:
+    """The hidden states `[B, L, D]` of a batch whose tokens are to be predicted.
+
+    Args:
+      model: with its parameters.
+      batch: as `make_train_step` takes it.
+      runs: what a `StackOf` gives.
+      constrain: places activations on the mesh.
+    """
+    segment_ids, bidirectional = batch["segment_ids"], None
+    if "prefix" in batch and model.config.bidirectional_prompts:
+        bidirectional = prompt_inputs(batch["prefix"], segment_ids)
+    return model.hidden_states(
+        inputs_from_targets(batch["tokens"], segment_ids),
+        segment_ids=segment_ids,
+        positions=batch["positions"],
+        bidirectional=bidirectional,
+        constrain=constrain,
+        **runs,
+    )

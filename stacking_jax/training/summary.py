@@ -68,7 +68,8 @@ def _objectives(cache: PackedCache | MixedCache) -> dict:
 
 
 def summarise(
-    config: TrainConfig, state: TrainState, recorder: Recorder, scores: dict[str, float]
+    config: TrainConfig, state: TrainState, recorder: Recorder, scores: dict[str, float],
+    own_teacher: dict | None = None,
 ) -> dict:
     """What is known after the last step.
 
@@ -77,11 +78,13 @@ def summarise(
       state: the final state.
       recorder: with the counters and the clock.
       scores: the last held-out evaluation.
+      own_teacher: the summary of the teacher that the run has trained, if it has.
 
     Returns:
       Losses in nats per token; `tokens` without padding; `model_flops` forward and
       backward, head and full attention included, padding too; seconds over all
-      restarts; `params_digest`, the SHA-256 over the final parameters.
+      restarts; `params_digest`, the SHA-256 over the final parameters. What a teacher cost is
+      in FLOPs and seconds, and by itself under `teacher`.
     """
     plan, counters = recorder.plan, recorder.counters
     described = config.describe_plan()
@@ -100,7 +103,7 @@ def summarise(
         "skipped_steps": counters.skipped,
         "model_flops": described["model_flops"],
         "wall_seconds": recorder.clock.wall,
-        "train_seconds": seconds["step"],
+        "train_seconds": seconds["step"] + (own_teacher["train_seconds"] if own_teacher else 0.0),
         "compile_seconds": seconds["compile"],
         "seconds": seconds,
         "growths": list(plan.growth_steps),
@@ -111,4 +114,16 @@ def summarise(
         "speedup_model": described["speedup_model"],
         "stages": stages,
         "versions": run_directory.versions(),
+        **_teaching(described, own_teacher),
     }
+
+
+def _teaching(described: dict, own_teacher: dict | None) -> dict:
+    if "teacher" not in described:
+        return {}
+    both = ("model_flops_without_teacher_training", "model_flops_with_teacher_training")
+    own = {}
+    if own_teacher is not None:
+        kept = ("total_steps", "tokens", "eval_loss", "wall_seconds", "train_seconds")
+        own = {"trained": {name: own_teacher[name] for name in kept}}
+    return {name: described[name] for name in both} | {"teacher": described["teacher"] | own}

@@ -53,6 +53,7 @@ class Clock:
     @contextlib.contextmanager
     def section(self, category: str) -> Iterator[None]:
         self._settle()
+        self.seconds.setdefault(category, 0.0)
         self._stack.append(category)
         self._changed()
         try:

@@ -15,7 +15,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import Stage
 from stacking_jax.models.kernels import check_documents
 from stacking_jax.paths import open_path
-from stacking_jax.training import agreement, boundaries, run_directory, sharding, spikes
+from stacking_jax.training import agreement, boundaries, run_directory, sharding, spikes, teacher
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.compile_ahead import (
     FIRST_STEPS,
@@ -33,6 +33,7 @@ from stacking_jax.training.stopping import stop_signals
 from stacking_jax.training.summary import summarise
 from stacking_jax.training.telemetry import Clock, write_json
 from stacking_jax.training.watchdog import watched
+from stacking_jax.training.within_run import FOLDER, config_of_teacher
 
 
 class Stopped(Exception):
@@ -94,15 +95,24 @@ def _train(
         return finished
 
     # ---- Devices, data, shapes; the run directory once everything has been found to fit ----
+    config = teacher.settle(config, run_dir)
     if config.compile_ahead and len(config.plan().stages) > 1:
         find_compiler_threads()
     use_compilation_cache(config.compilation_cache)
     setup = Setup.of(config, run_dir, clock)
     agreement.check_agreement(config, setup.data_digest, run_dir, stop_at)
     run_directory.prepare(run_dir, config, setup.data_digest, gin_text, setup.about)
+    teacher.record(config, run_dir)
+
+    # ---- A teacher of its own, if it has to train one; it is charged for it ----------
+    own = None
+    if config.distill.trains_teacher:
+        with clock.section("teacher"):
+            say(f"training the teacher first, in {run_dir / FOLDER}")
+            own = train(config_of_teacher(config), run_dir / FOLDER)
 
     # ---- Go on, or begin -------------------------------------------------------------
-    run = open_run(setup, clock, rewind)
+    run = open_run(setup, clock, rewind, own)
 
     # ---- The loop over stages and steps ----------------------------------------------
     plan, first_step = setup.plan, run.first_step
@@ -114,8 +124,8 @@ def _train(
         progress("training", plan.total_steps, "steps", start=first_step) as advance,
         stop_signals(first_step) as stop_signal,
         contextlib.closing(
-            setup.data.iterate(
-                first_step + run.skipped_batches, rows,
+            setup.iterate(
+                first_step, run.skipped_batches, rows,
                 place=functools.partial(sharding.place_batch, mesh=setup.mesh),
                 placed=config.device_batches,
             )
@@ -141,7 +151,9 @@ def _train(
                     if run.records is not None:
                         run.records.write(step, rows, here)
                 with clock.section("step"), trace.annotate(step):
-                    run.state, metrics = run.programs.train_step(run.state, batch)
+                    run.state, metrics = run.programs.train_step(
+                        run.state, batch, *run.teacher
+                    )
                     run.recorder.push(step, metrics)
                 trace.after(step, run.state)
                 if step == first_steps + 1:  # Now these have been seen to be done.
@@ -181,7 +193,7 @@ def _train(
             run.checkpoints.wait()
 
         # ---- The end: `scores` are those of the last step, in its checkpoint too -------
-        summary = setup.about | summarise(config, run.state, run.recorder, run.scores)
+        summary = setup.about | summarise(config, run.state, run.recorder, run.scores, own)
     summary["goodput"] = run.write_goodput(plan.total_steps)
     if jax.process_index() == 0:
         write_json(run_dir / "summary.json", summary)
@@ -229,6 +241,11 @@ def _enter_stage(run: Run, number: int) -> None:
             "grow", stage.start, **record, seconds=grow_seconds, compile_seconds=compile_seconds,
             compile_ahead_seconds=max(ahead_seconds, 0.0),
         )
+    if not (stage.taught and setup.teacher is not None):
+        run.teacher = ()
+    elif not run.teacher:
+        with clock.section("restore"):
+            run.teacher = (setup.teacher.load(setup.mesh),)
     run.write_goodput(begins)
     run.recorder.restart_speed(begins)
 

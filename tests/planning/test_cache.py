@@ -8,7 +8,9 @@ import stat
 import pytest
 
 from stacking_jax.planning.cache import ResultCache, program_digest, question
+from stacking_jax.planning.topology_plan import full_depth, questions
 from stacking_jax.training.config import GrowthConfig, MeshConfig
+from stacking_jax.training.distill_config import DistillConfig
 
 
 def test_what_is_kept_is_found(tmp_path):
@@ -62,6 +64,22 @@ def test_gates_and_climbing_rates_know_where_growths_are(tiny):
         tiny, growth=dataclasses.replace(tiny.growth, ramp_steps=2, alpha=2.0)
     )
     assert len({question(c, 1, "v5e:2x2") for c in (tiny, ramped, later)}) == 3
+
+
+def test_a_teacher_counts_while_it_is_there(tiny):
+    last = len(tiny.plan().stages)
+    salted = dataclasses.replace(tiny, distill=DistillConfig(fraction=0.1))
+    assert [stage.taught for stage in salted.plan().stages][:2] == [True, False]
+    asked = question(salted, last, "v5e:2x2")
+    assert asked == question(tiny, last - 1, "v5e:2x2")
+    assert asked == question(full_depth(salted), 0, "v5e:2x2")
+    assert len(questions(salted)) == len(questions(tiny)) + 1
+    others = [
+        dataclasses.replace(salted, distill=dataclasses.replace(salted.distill, **change))
+        for change in ({}, {"weight": 0.3}, {"teacher_depth": 1.0}, {"top_k": 3})
+    ]
+    taught = {question(config, 0, "v5e:2x2") for config in others}
+    assert len(taught | {question(tiny, 0, "v5e:2x2")}) == 5
 
 
 def test_a_program_is_known_by_its_text_and_its_topology():

@@ -163,3 +163,21 @@ def test_a_plan_of_loops_shows_the_map_that_runs(drawing):
     first, second = plan_table({"stages": [stage, plain]}).splitlines()[4:6]
     assert first.endswith("0..2 · run as 0 (1)×4 2")
     assert "run as" not in second
+
+
+@pytest.mark.parametrize(
+    ("training", "own", "words"),
+    [
+        (None, False, "its training is not known"),
+        (2e12, False, "its training, 2.00 TFLOP, is not counted"),
+        (2e12, True, "trained within the run for 2.00 TFLOP, which is counted"),
+    ],
+)
+def test_a_plan_says_what_its_teacher_costs(training, own, words):
+    teacher = {
+        "params": 1000, "steps": 5, "forward_flops_per_token": 4e6, "training_flops": training,
+        "trained_within_the_run": own,
+    }
+    text = plan_table({"stages": [{"depth": 2, "steps": 5}], "teacher": teacher})
+    assert "in the first 5 steps: 4.00 MFLOP/token, counted" in " ".join(text.split())
+    assert words in " ".join(text.split())

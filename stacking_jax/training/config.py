@@ -10,6 +10,8 @@ from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.growth import Plan
 from stacking_jax.models import DecoderConfig
+from stacking_jax.training.charges import charged, forecast
+from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.growth_config import GrowthConfig
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
@@ -141,6 +143,7 @@ class TrainConfig:
         before reading; False: sizes alone.
       on_nan: 'stop' the run, or 'skip' the step, when loss or gradient is not finite.
       spikes: what to do about gradients that are finite, but far too large.
+      choice: what is decided while the run goes on: how it grows, and when.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
       compile_ahead: whether the next stage's programs are compiled in the background, while
@@ -176,6 +179,7 @@ class TrainConfig:
     checkpoint_digests: bool = True
     on_nan: str = "stop"
     spikes: SpikeConfig = SpikeConfig()
+    choice: ChoiceConfig = ChoiceConfig()
     compilation_cache: str | None = None
     compile_ahead: bool = True
     device_batches: int = 2
@@ -213,17 +217,29 @@ class TrainConfig:
             )
 
     @property
+    def method(self) -> str:
+        """What tables call this run's way of growing."""
+        if self.choice.candidates is not None and self.choice.trigger is None:
+            return self.choice.method
+        return " + ".join(filter(None, (self.growth.method, self.choice.method)))
+
+    @property
     def tokens_per_step(self) -> int:
         """Positions per step, padding included: what the hardware computes."""
         return self.batch_size * self.data.sequence_length
 
     def plan(self) -> Plan:
-        return self.growth.plan(self.model.num_layers, self.total_steps)
+        plan = self.growth.plan(self.model.num_layers, self.total_steps)
+        self.choice.check(plan, self.growth)
+        return plan
 
     def describe_plan(self) -> dict:
-        """The plan with its costs, as plain data; see `Plan.describe`."""
-        costs = self.model.costs(self.data.sequence_length)
-        return self.plan().describe(costs, self.tokens_per_step)
+        """The plan with its costs, as plain data; see `Plan.describe` and `charges.charged`."""
+        plan, costs = self.plan(), self.model.costs(self.data.sequence_length)
+        return charged(
+            plan.describe(costs, self.tokens_per_step), costs, self.tokens_per_step,
+            forecast(self.choice, self.growth, plan, len(self.data.mixture or [None])),
+        )
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -71,9 +71,7 @@ def compile_in_turn(
     """`compile_stage`, with a pause (None) after each program; those needed first come first."""
     grow = None
     if before is not None:
-        grow = growth_program(
-            config.model, config.growth, optimizer, stage, abstract, seed=config.seed
-        ).compile(before)
+        grow = compile_growth(config, plan, stage, graph, optimizer, mesh, abstract, keys, before)
         yield None
     step = lower_train_step(
         config, plan, stage, graph, optimizer, mesh, abstract, keys
@@ -88,6 +86,18 @@ def compile_in_turn(
         .compile()
     )
     yield Programs(step, evaluate, finite, grow)
+
+
+def compile_growth(
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str],
+    before: TrainState,
+) -> GrowthProgram:
+    """Compiles the growth into a stage alone; takes what `compile_stage` does."""
+    del plan, graph, mesh, keys
+    return growth_program(
+        config.model, config.growth, optimizer, stage, abstract, seed=config.seed
+    ).compile(before)
 
 
 def lower_train_step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan
 from stacking_jax.models import LAYOUT
 from stacking_jax.training import sharding, spikes
-from stacking_jax.training.config import TrainConfig
-from stacking_jax.training.growing import check_growths
+from stacking_jax.training.charges import charged, spent
+from stacking_jax.training.config import GrowthConfig, TrainConfig
+from stacking_jax.training.decisions import Decision, choice_of, decided_growth, decided_plan
+from stacking_jax.training.growing import check_growths, growth_program
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.state import TrainState, abstract_state, model_graph
@@ -31,7 +34,7 @@ class Setup:
     Attributes:
       config: of the run.
       run_dir: where it is kept.
-      plan: its stages.
+      plan: its stages, with what has been decided.
       mesh: the devices.
       data: training batches by step.
       data_digest: of the cache that they come from.
@@ -40,6 +43,7 @@ class Setup:
       optimizer: over all layers.
       graph: the model without its parameters.
       about: what is known of it before the first step; see `summary.describe`.
+      decisions: taken so far, see `decisions`.
     """
 
     config: TrainConfig
@@ -53,6 +57,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     graph: Any
     about: dict
+    decisions: tuple[Decision, ...] = ()
 
     @classmethod
     def of(cls, config: TrainConfig, run_dir: Path, clock: Clock) -> Setup:
@@ -84,12 +89,53 @@ class Setup:
         )
         setup.shapes(plan.final_depth)
         check_growths(config, setup.optimizer, plan, setup.shapes)
+        setup.check_candidates()
         if config.growth.moments == "copy_first":
             warn(
                 "GrowthConfig.moments = 'copy_first': copies keep their source's first moment and "
                 "forget the second; 'copy' or 'reset_copies' is the safer choice"
             )
         return setup
+
+    def check_candidates(self) -> None:
+        """Traces every growth that may be chosen.
+
+        Raises:
+          UserError: for the first one that could not be carried out.
+        """
+        for number, stage in enumerate(self.plan.stages):
+            for way in self.config.choice.ways if stage.grows else ():
+                setup = self.decided([choice_of(way, self.plan, number, self.config.growth)])
+                growth_program(
+                    self.config.model, setup.growth_of(number), self.optimizer,
+                    setup.plan.stages[number], self.shapes(stage.depth),
+                ).check(self.shapes(self.plan.stages[number - 1].depth))
+
+    def decided(self, taken: Sequence[Decision]) -> Setup:
+        """The same run with these decisions, on its configuration's plan, and no others."""
+        plan = decided_plan(self.config.plan(), taken)
+        setup = dataclasses.replace(self, plan=plan, decisions=tuple(taken))
+        setup.__dict__["_shapes"] = self._shapes  # Depths are the same; each is traced once.
+        return setup
+
+    def growth_of(self, number: int) -> GrowthConfig:
+        """How copies start at the growth into a stage, and what becomes of their moments."""
+        return decided_growth(self.config.growth, self.decisions, number)
+
+    def to_compile(self, number: int, before: int | None) -> tuple:
+        """The arguments of `programs.compile_stage` for a stage.
+
+        Args:
+          number: of the stage.
+          before: layers from which it grows; None where it does not.
+        """
+        stage = self.plan.stages[number]
+        config = dataclasses.replace(self.config, growth=self.growth_of(number))
+        return (
+            config, self.plan, stage, self.graph, self.optimizer, self.mesh,
+            self.shapes(stage.depth), self.data.keys,
+            None if before is None else self.shapes(before),
+        )
 
     def shapes(self, depth: int) -> TrainState:
         """The abstract state of a depth. Each is asked for several times, and traced once."""
@@ -109,12 +155,23 @@ class Setup:
         return self.config.model.costs(self.config.data.sequence_length)
 
     def flops_at(self, step: int) -> float:
-        """Cumulative model FLOPs after `step` updates, padding included."""
+        """Cumulative model FLOPs after `step` updates, padding and trials included."""
         stages = self.plan.stages
         done = [min(max(step - stage.start, 0), stage.steps) for stage in stages]
+        for number, steps in spent(self.decisions).items():
+            if step > stages[number].start:
+                done[number] += steps
         return self.config.tokens_per_step * sum(
             steps * self._costs.flops_per_token(stage.positions)
             for steps, stage in zip(done, stages, strict=True)
+        )
+
+
+    def described_plan(self) -> dict:
+        """`TrainConfig.describe_plan` of what has been decided, and what that cost."""
+        tokens = self.config.tokens_per_step
+        return charged(
+            self.plan.describe(self._costs, tokens), self._costs, tokens, spent(self.decisions)
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from stacking_jax.data import MixedCache, PackedCache
 from stacking_jax.models.config import HOW_COMPUTED
 from stacking_jax.training import run_directory
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.decisions import Decision
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.recorder import Recorder
 from stacking_jax.training.state import TrainState, params_digest
@@ -35,7 +37,7 @@ def describe(
     named = len(cache.sources) > 1 or config.data.is_ul2
     return {
         "name": config.name or run_dir.name,
-        "method": config.growth.method,
+        "method": config.method,
         "comparability": {
             "data_digest": cache.manifest.digest,
             "vocabulary": f"{vocabulary.name} ({vocabulary.digest[:12]})",
@@ -68,23 +70,25 @@ def _objectives(cache: PackedCache | MixedCache) -> dict:
 
 
 def summarise(
-    config: TrainConfig, state: TrainState, recorder: Recorder, scores: dict[str, float]
+    state: TrainState, recorder: Recorder, scores: dict[str, float], described: dict,
+    decisions: Sequence[Decision] = (),
 ) -> dict:
     """What is known after the last step.
 
     Args:
-      config: of the run.
       state: the final state.
       recorder: with the counters and the clock.
       scores: the last held-out evaluation.
+      described: the plan as it was carried out, and its costs.
+      decisions: taken on the way.
 
     Returns:
       Losses in nats per token; `tokens` without padding; `model_flops` forward and
-      backward, head and full attention included, padding too; seconds over all
-      restarts; `params_digest`, the SHA-256 over the final parameters.
+      backward, head and full attention included, padding and what choosing cost too
+      (`choice_flops`); seconds over all restarts; `params_digest`, the SHA-256 over the
+      final parameters.
     """
     plan, counters = recorder.plan, recorder.counters
-    described = config.describe_plan()
     seconds = recorder.clock.read()
     stages = [
         counted | {"model_flops": planned["flops"]}
@@ -109,5 +113,7 @@ def summarise(
         "speedup_blocks": described["speedup_blocks"],
         "speedup_model": described["speedup_model"],
         "stages": stages,
+        **({"decisions": list(decisions)} if decisions else {}),
+        **{name: described[name] for name in ("choice_flops",) if name in described},
         "versions": run_directory.versions(),
     }

@@ -185,6 +185,11 @@ def plan_cells(plan: dict[str, Any]) -> Table:
                 else ""
             )
         )
+    if units.known(plan.get("choice_flops")) and units.known(plan.get("model_flops")):
+        lines.append(
+            f"of it {units.flops(plan['choice_flops'])} "
+            f"({units.percent(plan['choice_flops'] / plan['model_flops'])}) try candidates"
+        )
     return Table(
         title=printable(plan.get("name") or "Plan"),
         header=("stage", "depth", "steps", "tokens", "params", "FLOPs/token", "cost", "layers"),

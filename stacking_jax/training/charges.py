@@ -18,8 +18,8 @@ def steps_of_trials(candidates: int, lag: int, batches: int) -> float:
     """What trying out costs, in training steps.
 
     Args:
-      candidates: how many that differ, each of which trains for the lag. The chosen one does so again as
-        the run goes on, and those steps are the run's own.
+      candidates: how many that differ, each of which trains for the lag. The chosen one does so
+        again as the run goes on, and those steps are the run's own.
       lag: steps.
       batches: held-out ones that each is scored on, before the lag and after it.
     """

@@ -44,7 +44,7 @@ class ChoiceConfig:
     """
 
     candidates: list[Any] | None = None
-    lag: float = 0.1
+    lag: float = 0.05
     lag_batches: int | None = None
     trigger: str | None = None
     check_every: int = 10

@@ -150,16 +150,20 @@ def decide(
             f"all candidates at step {start} diverged within {lag} steps; lower the learning rate, "
             "or set GrowthConfig.rewarm_steps"
         )
+    groups = alike(ways, setup.plan, number, setup.config.growth)
+    firsts: dict[int, str] = {}
     for row in rows:
+        place = next(at for at, group in enumerate(groups) if row["name"] in group)
+        if place in firsts:
+            row["same_as"] = firsts[place]
+        firsts.setdefault(place, row["name"])
         loss = mean_loss(scores[row["name"]][start])
         row["loss_at_growth"] = loss if abs(loss) < float("inf") else None
     best = next(way for way in ways if way.name == rows[0]["name"])
     count = len(next(iter(scores.values()))[start])
     return choice_of(best, setup.plan, number, setup.config.growth) | {
         "lag": lag, "ranking": rows, "verdict": verdict(rows),
-        "cost": cost(
-            setup, number, len(alike(ways, setup.plan, number, setup.config.growth)), lag, count
-        ),
+        "cost": cost(setup, number, len(groups), lag, count),
     }
 
 

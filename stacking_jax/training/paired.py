@@ -111,20 +111,26 @@ def ranking(losses: Mapping[str, Sequence[BatchLoss]]) -> list[dict[str, Any]]:
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a ranking says, in one sentence."""
+    """What a ranking says, in one sentence.
+
+    A row may say by `same_as` that it is another one under a second name.
+    """
     best = rows[0]
     alike = [
-        row["name"] for row in rows[1:] if row["loss"] is not None and not row["distinguishable"]
+        row["name"] for row in rows[1:]
+        if row["loss"] is not None and not row["distinguishable"] and not row.get("same_as")
     ]
+    same = [row["name"] for row in rows[1:] if row.get("same_as") == best["name"]]
     lost = [row["name"] for row in rows if row["loss"] is None]
-    said = f"{best['name']} has the lowest held-out loss"
+    called = best["name"] + (f" (here the same growth as {', '.join(same)})" if same else "")
+    said = f"{called} has the lowest held-out loss"
     if alike:
         counts = {row["batches"] for row in rows[1:] if "batches" in row}
         said += (
             f", but {max(counts)} held-out batches cannot tell it from {', '.join(alike)} "
             f"({CONFIDENCE:.0%} intervals)"
         )
-    elif len(rows) - len(lost) > 1:
+    elif len(rows) - len(lost) - len(same) > 1:
         said += f", below every other one ({CONFIDENCE:.0%} intervals)"
     if lost:
         said += f"; {', '.join(lost)} diverged"

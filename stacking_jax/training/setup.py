@@ -105,11 +105,16 @@ class Setup:
         """
         for number, stage in enumerate(self.plan.stages):
             for way in self.config.choice.ways if stage.grows else ():
-                setup = self.decided([choice_of(way, self.plan, number, self.config.growth)])
-                growth_program(
-                    self.config.model, setup.growth_of(number), self.optimizer,
-                    setup.plan.stages[number], self.shapes(stage.depth),
-                ).check(self.shapes(self.plan.stages[number - 1].depth))
+                choice = choice_of(way, self.plan, number, self.config.growth)
+                self.decided([choice]).check_growth(number)
+
+    def check_growth(self, number: int) -> None:
+        """Traces the growth into a stage; raises as `growing.check_growths`."""
+        stage = self.plan.stages[number]
+        growth_program(
+            self.config.model, self.growth_of(number), self.optimizer, stage,
+            self.shapes(stage.depth),
+        ).check(self.shapes(self.plan.stages[number - 1].depth))
 
     def decided(self, taken: Sequence[Decision]) -> Setup:
         """The same run with these decisions, on its configuration's plan, and no others."""

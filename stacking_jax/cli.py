@@ -317,7 +317,9 @@ def _cache(arguments) -> int:
     config = _configure(arguments)
     cache = open_cache(config.data, pipeline)
     manifest = cache.manifest
-    data = PackedBatches(cache, batch_size=config.batch_size, seed=config.seed)
+    data = PackedBatches(
+        cache, batch_size=config.batch_size, seed=config.seed, total_steps=config.total_steps
+    )
     passes = data.passes(config.total_steps)
     for name, split in manifest.splits.items():
         print(

@@ -128,6 +128,11 @@ class ChoiceConfig:
                 "ChoiceConfig.candidates = None and ChoiceConfig.trigger = None"
             )
         if self.candidates is not None:
+            if not any(stage.grows for stage in plan.stages):
+                raise UserError(
+                    "ChoiceConfig.candidates are ways to grow, but no stage of this run grows: set "
+                    "them to None, or choose a method that grows"
+                )
             for number, stage in enumerate(plan.stages):
                 if not stage.grows:
                     continue
@@ -150,6 +155,11 @@ class ChoiceConfig:
                 f"ChoiceConfig.trigger = {self.trigger!r} moves the growths, and "
                 "GrowthConfig.ramp_steps lets copies in at steps that are known beforehand: set "
                 "one of the two to None or 0"
+            )
+        if growth.align_data:
+            raise UserError(
+                f"ChoiceConfig.trigger = {self.trigger!r} moves the growths away from where "
+                "GrowthConfig.align_data puts them: set one of the two to None or False"
             )
         boundaries = len(plan.stages) - 1
         shares = self.budget_shares

@@ -12,7 +12,7 @@ from stacking_jax.growth import Plan
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training.charges import charged, forecast
 from stacking_jax.training.choice_config import ChoiceConfig
-from stacking_jax.training.growth_config import GrowthConfig
+from stacking_jax.training.growth_config import GrowthConfig, aligned
 from stacking_jax.training.rules import AXES, Rules
 from stacking_jax.training.settings import check_not_negative, check_whole, is_number
 from stacking_jax.training.spike_config import SpikeConfig
@@ -230,6 +230,10 @@ class TrainConfig:
 
     def plan(self) -> Plan:
         plan = self.growth.plan(self.model.num_layers, self.total_steps)
+        if self.growth.align_data:
+            steps = [step for step, _ in self.data.stages_of(self.total_steps)]
+            plan = aligned(plan, steps)
+            self.growth.check_ramp(plan)
         self.choice.check(plan, self.growth)
         return plan
 

@@ -76,6 +76,8 @@ def paired_difference(
     for name in dict.fromkeys(names):
         mine = names == name
         count, share = int(mine.sum()), float(weights[mine].sum())
+        if not share:  # A source for a later data stage.
+            continue
         if count < 2 or not np.isfinite(apart[mine]).all():
             return found
         mean = float((weights[mine] * apart[mine]).sum()) / share

@@ -74,7 +74,10 @@ class Setup:
         with clock.section("data"):
             cache = open_cache(config.data)
             check_vocabulary(config, cache)
-            data = PackedBatches(cache, "train", batch_size=config.batch_size, seed=config.seed)
+            data = PackedBatches(
+                cache, "train", batch_size=config.batch_size, seed=config.seed,
+                total_steps=config.total_steps,
+            )
             sharding.check_attention(
                 mesh, config.model, config.batch_size // config.microbatches,
                 config.data.sequence_length, "prefix" in data.keys,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import Plan
+from stacking_jax.growth import DepthMap, Plan, Stage
 from stacking_jax.training import GrowthConfig
 from stacking_jax.training.choice_config import ChoiceConfig, steps_of
 
@@ -49,6 +49,7 @@ def test_a_setting_that_means_nothing_is_refused(settings, said):
             "GrowthConfig.init is one",
         ),
         ({"trigger": "plateau"}, {"ramp_steps": 2}, "ramp_steps"),
+        ({"trigger": "plateau"}, {"align_data": True}, "align_data"),
         ({"trigger": "flops", "budget_shares": [0.2]}, {}, "1 entries for 2 stage"),
         ({"trigger": "plateau", "window": 15}, {}, "holds 1 looks"),
     ],
@@ -65,6 +66,13 @@ def test_there_is_nothing_to_decide_where_nothing_grows(settings):
     with pytest.raises(UserError, match="single stage"):
         ChoiceConfig(**settings).check(Plan.constant(6, 60), GrowthConfig())
     ChoiceConfig().check(Plan.constant(6, 60), GrowthConfig())
+
+
+def test_stages_that_only_run_more_have_no_growth_to_choose():
+    stages = (Stage(4, 10, 0, path=2), Stage(4, 10, 10, DepthMap.identity(4)))
+    with pytest.raises(UserError, match="no stage of this run grows"):
+        ChoiceConfig(candidates=["midas", "lidas"]).check(Plan(stages), GrowthConfig())
+    ChoiceConfig(trigger="plateau", window=20).check(Plan(stages), GrowthConfig())
 
 
 def test_a_share_is_one_of_the_stage_and_a_number_is_itself():

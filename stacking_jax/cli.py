@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation, cli_processes, host_memory
+from stacking_jax import __version__, cli_evaluation, cli_processes, cli_select, host_memory
 from stacking_jax.errors import UserError
 
 _COMPUTES = ("train", "finetune", "evaluate", "generate")
@@ -32,6 +32,7 @@ examples:
   stacking-jax generate --run_dir runs/demo --prompt "def "
   stacking-jax evaluate --run_dir runs/demo --tasks primitives --shots 0 --limit 200
   stacking-jax compare  runs/a runs/b --out report.html
+  stacking-jax select   --run_dir runs/demo --step 100 --candidates midas,gradstack --lag 20
   stacking-jax grow     runs/demo runs/deeper --operator midas --block 2 --to 12 --total_steps 640
   stacking-jax export   runs/demo demo_hf
   stacking-jax import   SmolLM-135M runs/smol
@@ -182,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_processes.add_arguments(sample)
 
     cli_evaluation.add_commands(command, _gin_arguments)
+    cli_select.add_commands(command)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
@@ -335,7 +337,9 @@ def _cache(arguments) -> int:
     config = _configure(arguments)
     cache = open_cache(config.data, pipeline)
     manifest = cache.manifest
-    data = PackedBatches(cache, batch_size=config.batch_size, seed=config.seed)
+    data = PackedBatches(
+        cache, batch_size=config.batch_size, seed=config.seed, total_steps=config.total_steps
+    )
     passes = data.passes(config.total_steps)
     for name, split in manifest.splits.items():
         print(

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stacking_jax.data.cache import PackedCache
-from stacking_jax.data.mixture import MixedCache, interleave, whole_rates
+from stacking_jax.data.mixture import MixedCache, whole_rates
 from stacking_jax.data.records import Batch, RecordReader, batch_keys, decode_batch, token_dtype
 from stacking_jax.data.streams import RecordStream
+from stacking_jax.data.turns import Turns
 from stacking_jax.errors import UserError
 
 
@@ -43,6 +44,7 @@ class PackedBatches:
       prefetch: batches that `iterate` keeps ready.
       prompts: whether batches have "prefix"; None: where the data have prompts.
       chosen: source -> (pass -> the records of it that are read); None for all. Shuffled only.
+      total_steps: of the run, by which data stages are placed; needed where there are some.
 
     Raises:
       UserError: the split has no records, or the batch size is not positive.
@@ -59,6 +61,7 @@ class PackedBatches:
         prefetch: int = 8,
         prompts: bool | None = None,
         chosen: Mapping[str, Callable[[int], Sequence[int]]] | None = None,
+        total_steps: int | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
@@ -80,9 +83,15 @@ class PackedBatches:
                 )
                 for name, source in cache.sources.items()
             ]
-            self._rates = whole_rates([cache.rates[name] for name in self._names])
-            if not alone:
-                self._rates = whole_rates(list(cache.config.mixture.values()))
+            rates = cache.rates if alone else cache.config.mixture
+            parts = [(0, whole_rates([rates[name] for name in self._names]))]
+            if not alone and cache.config.stages:
+                if total_steps is None:
+                    raise ValueError("data stages are shares of a run: name total_steps")
+                for step, later in cache.config.stages_of(total_steps):
+                    shares = whole_rates([later.get(name, 0.0) for name in self._names])
+                    parts.append((step * batch_size, shares))
+            self._turns = Turns(parts)
         else:
             self._reader = cache.reader(split)
         self.num_records = cache.num_records(split)
@@ -120,17 +129,17 @@ class PackedBatches:
         )
 
     def _locate(self, place: int) -> tuple[RecordReader, int]:
-        source, position = interleave(place, self._rates)
+        source, position = self._turns.at(place)
         return self._streams[source].locate(position)
 
     def place_of(self, step: int, row: int) -> tuple[str, int, int]:
         """(source, pass of its cache, record in it) that a row of a shuffled batch is."""
-        source, position = interleave(step * self.batch_size + row, self._rates)
+        source, position = self._turns.at(step * self.batch_size + row)
         return self._names[source], *self._streams[source].place(position)
 
     def source_of(self, step: int, row: int) -> str:
         """The name of the source that a row of a shuffled batch comes from."""
-        return self._names[interleave(step * self.batch_size + row, self._rates)[0]]
+        return self._names[self._turns.at(step * self.batch_size + row)[0]]
 
     def passes(self, steps: int) -> dict[str, float]:
         """How often each source is read in so many steps, from the first on.
@@ -138,20 +147,11 @@ class PackedBatches:
         Opens, or makes, every pass that they need: afterwards nothing has to be made
         while the steps run.
         """
-        counts = self._counts(steps * self.batch_size)
+        counts = self._turns.counts(steps * self.batch_size)
         return {
             name: stream.passes(count)
             for name, stream, count in zip(self._names, self._streams, counts, strict=True)
         }
-
-    def _counts(self, records: int) -> list[int]:
-        """Records of each source among the first so many of the stream."""
-        counts, remaining, left = [], sum(self._rates), records
-        for rate in self._rates:
-            rest = left * (remaining - rate) // remaining
-            counts.append(left - rest)
-            remaining, left = remaining - rate, rest
-        return counts
 
     def iterate(
         self, start_step: int = 0, rows: slice | Sequence[int] | None = None, *,

@@ -7,7 +7,7 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stacking_jax.data.ul2_config import UL2Config
@@ -40,6 +40,10 @@ class DataConfig:
         folder below `text_dir` (the ending .jsonl.gz, .jsonl or .txt may be left
         out), else a task by name. Each source has a cache of its own; rates are
         shares of the packed records, in any unit, and change no cache.
+      stages: later rates of the mixture: (share of the run's steps, {source: rate}) of each,
+        from there on; a source that is not named there rests. Of a mixture with stages a
+        rate may be 0: a source for later, such as mathematics for a cool-down. Held-out loss
+        stays that of `mixture`.
       vocabulary: "bytes", or the path or URL of a SentencePiece `.model`.
       extra_ids: sentinel ids appended to the vocabulary, as seqio does it.
       sequence_length: tokens per packed record.
@@ -75,6 +79,7 @@ class DataConfig:
     ul2: UL2Config = UL2Config()
     mode_tokens: bool = True
     bad_rows: str = "refuse"
+    stages: Sequence[tuple[float, Mapping[str, float]]] | None = None
 
     def __post_init__(self):
         for name, optional in (
@@ -116,7 +121,10 @@ class DataConfig:
         if not isinstance(self.ul2, UL2Config):
             raise UserError(f"ul2 is {self.ul2!r}: it must be a UL2Config.")
         if self.mixture is not None:
-            object.__setattr__(self, "mixture", _rates(self.mixture))
+            later = bool(self.stages)
+            object.__setattr__(self, "mixture", _rates(self.mixture, zero=later))
+        if self.stages is not None:
+            object.__setattr__(self, "stages", _stages(self.stages, self.mixture))
 
     @property
     def is_builtin(self) -> bool:
@@ -137,6 +145,21 @@ class DataConfig:
         """Whether a token that says which objective is on begins every chunk."""
         return self.is_ul2 and self.mode_tokens
 
+    def stages_of(self, total_steps: int) -> list[tuple[int, Mapping[str, float]]]:
+        """(updates done when it begins, rates) of each data stage after the first.
+
+        Raises:
+          UserError: two begin at one step, or one at the run's beginning or end.
+        """
+        found = [(round(share * total_steps), rates) for share, rates in self.stages or ()]
+        steps = [0, *(step for step, _ in found), total_steps]
+        if steps != sorted(set(steps)):
+            raise UserError(
+                f"the data stages of {total_steps} steps begin at {steps[1:-1]}: each needs a step "
+                "of its own, after 0 and before the end; change DataConfig.stages or the steps."
+            )
+        return found
+
     def objective_text(self) -> str:
         """All that the objective adds to a cache's identity; "" for plain causal text."""
         if not self.is_ul2:
@@ -145,7 +168,33 @@ class DataConfig:
         return "ul2 " + json.dumps(settings, sort_keys=True)
 
 
-def _rates(mixture: Mapping[str, float]) -> dict[str, float]:
+def _stages(stages, mixture) -> list[list]:
+    """The data stages, checked."""
+    form = "a list of (share of the steps, {source: rate}), such as [(0.8, {'math': 1.0})]"
+    if not isinstance(stages, list | tuple) or not stages or mixture is None:
+        raise UserError(f"stages is {stages!r}: it must be {form}, of a mixture.")
+    found = []
+    for entry in stages:
+        if not isinstance(entry, list | tuple) or len(entry) != 2:
+            raise UserError(f"stages has the entry {entry!r}: it must be {form}.")
+        share, rates = entry
+        real = isinstance(share, numbers.Real) and not isinstance(share, bool)
+        if not (real and 0 < share < 1) or (found and share <= found[-1][0]):
+            raise UserError(
+                f"stages begins one at {share!r}: shares of the steps rise between 0 and 1."
+            )
+        rates = _rates(rates)
+        unknown = sorted(set(rates) - set(mixture))
+        if unknown:
+            raise UserError(
+                f"stages names the source {unknown[0]!r}, which is not in the mixture; give it "
+                "there too, with rate 0 if it is for later alone."
+            )
+        found.append([float(share), rates])
+    return found
+
+
+def _rates(mixture: Mapping[str, float], zero: bool = False) -> dict[str, float]:
     """The rates of a mixture, checked; their order is that of the sources."""
     if not isinstance(mixture, Mapping) or not mixture:
         raise UserError(
@@ -154,11 +203,14 @@ def _rates(mixture: Mapping[str, float]) -> dict[str, float]:
         )
     for name, rate in mixture.items():
         real = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-        if not (isinstance(name, str) and name and real and math.isfinite(rate) and rate > 0):
+        fits = real and math.isfinite(rate) and (rate > 0 or (zero and rate == 0))
+        if not (isinstance(name, str) and name and fits):
             raise UserError(
                 f"mixture has the source {name!r} at rate {rate!r}: sources are names and rates "
                 "numbers above 0 (leave a source out instead of giving it 0)."
             )
+    if not any(mixture.values()):
+        raise UserError(f"mixture is {mixture!r}: some source needs a rate above 0.")
     return {name: float(rate) for name, rate in mixture.items()}
 
 

@@ -93,7 +93,8 @@ def open_mixture(config: DataConfig, beam: Sequence[str] | None = None) -> Mixed
     total = math.fsum(config.mixture.values())
     rates = {name: rate / total for name, rate in config.mixture.items()}
     text = json.dumps(
-        [
+        ([] if not config.stages else [[share, dict(later)] for share, later in config.stages])
+        + [
             [name, cache.manifest.digest, weight]
             for (name, cache), weight in zip(
                 sources.items(), whole_rates(list(config.mixture.values())), strict=True
@@ -136,6 +137,7 @@ def source_configs(config: DataConfig) -> dict[str, DataConfig]:
         made[name] = dataclasses.replace(
             config,
             mixture=None,
+            stages=None,
             text_dir=None if place is None else str(place),
             task=name if place is None else DEFAULT_TASK,
             cache_dir=cache_dir,

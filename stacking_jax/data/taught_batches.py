@@ -30,6 +30,7 @@ class TaughtBatches(PackedBatches):
     def __init__(
         self, cache: PackedCache | MixedCache, labels: TeacherCache, *, batch_size: int,
         seed: int, select: float | None = None, select_by: str = "score",
+        total_steps: int | None = None,
     ):
         labels.check(cache)
         chosen = None
@@ -40,7 +41,10 @@ class TaughtBatches(PackedBatches):
                 ).tolist()
                 for name in cache.sources
             }
-        super().__init__(cache, "train", batch_size=batch_size, seed=seed, chosen=chosen)
+        super().__init__(
+            cache, "train", batch_size=batch_size, seed=seed, chosen=chosen,
+            total_steps=total_steps,
+        )
         self.labels = labels
         self._varies = {name: source.varies for name, source in cache.sources.items()}
 

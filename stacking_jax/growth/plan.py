@@ -365,7 +365,7 @@ class Plan:
                     "map": list(stage.grow_map.sources) if stage.grow_map else None,
                     "map_text": str(stage.grow_map or DepthMap.identity(stage.depth)),
                     "run_map_text": None if stage.run_map is None else str(stage.run_map),
-                    "stage.taught": taught,
+                    "taught": stage.taught,
                     "teacher_flops_per_token": costs.teacher_flops if stage.taught else 0.0,
                     "params": costs.params(stage.depth),
                     "flops_per_token": per_token,

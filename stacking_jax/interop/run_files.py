@@ -14,7 +14,9 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import DepthMap, Plan
 from stacking_jax.interop.runs import FOREIGN, RunCheckpoint
 from stacking_jax.interop.tensor_files import write_json
+from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.config import GrowthConfig, TrainConfig
+from stacking_jax.training.decisions import decided_plan
 from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.recorder import Counters
 from stacking_jax.training.run_directory import versions
@@ -95,6 +97,7 @@ def grown_config(
         model=dataclasses.replace(old.model, num_layers=depth),
         growth=growth,
         distill=DistillConfig(),
+        choice=ChoiceConfig(),
         name=None,
         total_steps=total,
     )
@@ -105,7 +108,8 @@ def _growth_so_far(
     options: Mapping[str, Any] | None, total: int,
 ) -> GrowthConfig | None:
     """Settings whose plan is what happened and then `depth_map`; None if no step is left."""
-    done = [stage for stage in found.config.plan().stages if stage.start < found.step]
+    plan = decided_plan(found.config.plan(), found.meta.get("decisions") or ())
+    done = [stage for stage in plan.stages if stage.start < found.step]
     steps = [min(stage.end, found.step) - stage.start for stage in done]
     wanted = [
         *((stage.depth, count, stage.grow_map) for stage, count in zip(done, steps, strict=True)),
@@ -125,7 +129,7 @@ def _growth_so_far(
         old, operator=operator, options=dict(options) if options else None, **settings,
         stage_depths=[stage_depth for stage_depth, _, _ in wanted],
         stage_fractions=[count / total for _, count, _ in wanted],
-        stages=None,
+        stages=None, align_data=False,
     )
     if operator is not None and _makes(growth, wanted):
         return growth
@@ -134,7 +138,7 @@ def _growth_so_far(
         else (stage_depth, count, list(grow_map.sources))
         for stage_depth, count, grow_map in wanted
     ]
-    return dataclasses.replace(old, operator=None, stages=by_hand)
+    return dataclasses.replace(old, operator=None, stages=by_hand, align_data=False)
 
 
 def _makes(growth: GrowthConfig, wanted: list) -> bool:
@@ -172,6 +176,8 @@ def grown_meta(
         "plan": _plan_as_json(plan), "config": config.to_dict(), "counters": counters,
         # Those of the small model: the grown one has not been evaluated.
         "scores": None,
+        # They are in the plan now, which has them in its own words.
+        "decisions": [], "watch": None,
     }
 
 

@@ -14,6 +14,7 @@ CATEGORIES = {
     "init": ("Starting", "#999999"),
     "data": ("Waiting for data", "#56B4E9"),
     "grow": ("Growing", "#009E73"),
+    "choose": ("Choosing how to grow", "#F0A070"),
     "evaluate": ("Evaluating", "#CC79A7"),
     "checkpoint": ("Saving", "#8C6BB1"),
     "restore": ("Restoring", "#C3A6DD"),

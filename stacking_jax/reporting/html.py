@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import stacking_jax
 from stacking_jax.errors import UserError
 from stacking_jax.reporting.boundaries import boundaries_section
+from stacking_jax.reporting.choices import choices_section
 from stacking_jax.reporting.comparison import EQUAL_FLOPS, Comparison
 from stacking_jax.reporting.goodput import goodput_section
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
@@ -74,14 +76,18 @@ def write_report(
     Raises:
       UserError: the figures cannot be drawn without matplotlib, or the file cannot be written.
     """
+    return write_page(out, report_html(comparison, command, now))
+
+
+def write_page(out: str | os.PathLike, text: str) -> Path:
+    """Writes a page whole or not at all; returns its path. Raises as `write_report`."""
     out = Path(out)
-    page = report_html(comparison, command, now)
     if out.is_dir():
         raise UserError(f"{out} is a directory; give the report a file name, such as report.html")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(page.encode("utf-8"))
+        temporary.write_bytes(text.encode("utf-8"))
         os.replace(temporary, out)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -125,17 +131,23 @@ def report_html(
         f'<h2>Curves</h2><div class="figures">{drawn}</div>' if drawn else "",
         goodput_section(comparison),
         boundaries_section(comparison),
+        choices_section(comparison),
         stages_section(comparison),
         config_section(comparison),
         _HOW_TO_READ,
         _footer(comparison),
     ]
+    return page(f"{title}: {', '.join(labels)}", parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of these pieces of HTML; the title is plain text."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';"
         " style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}: {escape(', '.join(labels))}</title>"
+        f"<title>{escape(title)}</title>"
         f"<style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(parts)
         + "\n</main></body></html>\n"

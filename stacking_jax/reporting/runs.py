@@ -1,8 +1,8 @@
 """Reads a run directory: what a run is, how far it came, what it measured.
 
 A run directory holds `summary.json` (written when the run ends),
-`metrics.jsonl` (one object per line, growing while it runs), `plan.json`, `config.json`
-and `goodput.json`. All five are read here and nowhere else in this package. A run
+`metrics.jsonl` (one object per line, growing while it runs), `plan.json`, `config.json`,
+`goodput.json` and `decisions.jsonl`. All six are read here and nowhere else in this package. A run
 that is still going on has no summary; it is read from its last metrics and
 says so.
 """
@@ -50,6 +50,7 @@ class Run:
       num_stages: stages of the plan; None if nothing says.
       train, evals, growths: rows of `metrics.jsonl` by kind, in the order of their steps, each
         step once: what a restart did again replaces what it threw away.
+      decisions: taken while it ran, see `training.decisions`; oldest first.
       boundaries: rows on what each stage boundary cost, see `training.boundaries`.
       task_evals: scores on tasks, of training and of the `evaluate` command, each task once per
         step, in the order of the steps.
@@ -80,6 +81,7 @@ class Run:
     train: tuple[dict[str, Any], ...]
     evals: tuple[dict[str, Any], ...]
     growths: tuple[dict[str, Any], ...]
+    decisions: tuple[dict[str, Any], ...]
     boundaries: tuple[dict[str, Any], ...]
     task_evals: tuple[dict[str, Any], ...]
     restarts: tuple[int, ...]
@@ -172,6 +174,7 @@ def read_run(path: str | os.PathLike) -> Run:
         train=tuple(r for r in rows if r["kind"] == "train"),
         evals=tuple(r for r in rows if r["kind"] == "eval"),
         growths=tuple(r for r in rows if r["kind"] == "grow"),
+        decisions=_decisions(path / "decisions.jsonl"),
         boundaries=tuple(_boundary(r, path) for r in rows if r["kind"] == "boundary"),
         task_evals=_task_evals(path, rows),
         restarts=tuple(int(r["step"]) for r in rows if r["kind"] == "resume"),
@@ -187,6 +190,20 @@ def read_run(path: str | os.PathLike) -> Run:
         notes=tuple(notes),
         **values,
     )
+
+
+def _decisions(path: Path) -> tuple[dict[str, Any], ...]:
+    """What the run has decided; what cannot be read is named."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = _dicts([json.loads(line) for line in lines], str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    for decision in found:
+        _require_numbers(decision, ("stage", "step"), str(path))
+        if decision.get("kind") not in ("boundary", "choice"):
+            raise UserError(f"{path}: a decision is of the unknown kind {decision.get('kind')!r}")
+    return found
 
 
 def _task_evals(path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -205,6 +205,11 @@ def plan_cells(plan: dict[str, Any]) -> Table:
         lines.append("depth: layers that are stored; runs: positions that a training step computes")
     if isinstance(plan.get("teacher"), dict):
         lines.append(_teacher_line(plan))
+    if units.known(plan.get("choice_flops")) and units.known(plan.get("model_flops")):
+        lines.append(
+            f"of it {units.flops(plan['choice_flops'])} "
+            f"({units.percent(plan['choice_flops'] / plan['model_flops'])}) try candidates"
+        )
     return Table(
         title=printable(plan.get("name") or "Plan"),
         header=(

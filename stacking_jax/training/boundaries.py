@@ -1,7 +1,8 @@
 """What a stage boundary cost: the last old steps, what came between, and the first new ones.
 
 A stall is the time from the end of the last old step to the end of the first new one, less what a
-step of the new stage takes, and less evaluations, which are asked for and no part of growing.
+step of the new stage takes, and less evaluations and the trying out of candidates, which are
+asked for and no part of growing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _OF_A_STEP = ("data", "step")
+_ASKED_FOR = ("evaluate", "choose")
 
 Span = tuple[str, float, float]
 
@@ -42,7 +44,7 @@ def account(
     zero = ends[start]
     seconds = seconds_between(spans, zero, ends[start + 1])
     step_seconds = statistics.median(new)
-    stall = sum(value for name, value in seconds.items() if name != "evaluate") - step_seconds
+    stall = sum(value for name, value in seconds.items() if name not in _ASKED_FOR) - step_seconds
     shown = [step for step in range(start - len(old), last + 1) if step in ends]
     begins, stops = ends[shown[0]], ends[last]
     return {

@@ -44,7 +44,7 @@ class Pair:
 METHODS: dict[str, Method] = {
     "growth": Method(
         "growth", "GrowthConfig.operator or .stages",
-        lambda config: config.growth.method if config.growth.grows else None,
+        lambda config: _growth(config) if config.growth.grows else None,
     ),
     "raptr": Method(
         "RaPTr", "PathConfig.method = 'raptr'",
@@ -64,13 +64,25 @@ METHODS: dict[str, Method] = {
         lambda config: config.similarity.method,
     ),
     "salt": Method("a teacher", "DistillConfig.fraction", lambda config: config.distill.method),
+    "choice": Method(
+        "decisions in the run", "ChoiceConfig.candidates or .trigger",
+        lambda config: config.choice.method or None,
+    ),
 }
+
+
+def _growth(config: TrainConfig) -> str:
+    """The operator, which says nothing where every growth is chosen in the run."""
+    chosen = config.choice.candidates is not None and config.choice.trigger is None
+    return "" if chosen else config.growth.method
+
 
 _TWO_SCHEDULES = (
     "both say how deep a step is: growth of the layers that are stored, paths of a stack whose "
     "layers are all there"
 )
 _PULLED = "stored layers are pulled, whether a step runs them or not"
+_NOTHING_GROWS = "a decision is about how or when the stack grows, and nothing grows"
 _TAUGHT_PATHS = "the path learns from the labels of a teacher that runs whole"
 _LOOPED_PATHS = "a path is drawn from a stack in which every layer runs once"
 _RATES = "a factor belongs to a stored layer, whether a step runs it or not"
@@ -103,6 +115,17 @@ PAIRS: dict[tuple[str, str], Pair] = {
     ("depth_rates", "salt"): Pair(True, "labels change the loss, and nothing of the update"),
     ("loops", "salt"): Pair(True, "with the loss on the last loop alone"),
     ("similarity", "salt"): Pair(True, "the pull is added to the gradient of either loss"),
+    ("growth", "choice"): Pair(True, "how and when to grow is what is decided"),
+    ("raptr", "choice"): Pair(False, _NOTHING_GROWS),
+    ("layer_drop", "choice"): Pair(False, _NOTHING_GROWS),
+    ("depth_rates", "choice"): Pair(True, "the factors are spread over whatever is stored"),
+    ("loops", "choice"): Pair(
+        False, "the map of a loop is a part of the plan, which a decision would have to change too"
+    ),
+    ("similarity", "choice"): Pair(True, "candidates are pulled as the run is"),
+    ("salt", "choice"): Pair(
+        False, "where the teacher leaves is a boundary of the plan, and candidates train without it"
+    ),
     ("loops", "similarity"): Pair(False, "layers that are tied are alike already"),
 }
 

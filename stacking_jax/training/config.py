@@ -11,8 +11,10 @@ from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.growth import ModelCosts, Plan
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training import compose
+from stacking_jax.training.charges import charged, forecast
+from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.distill_config import DistillConfig
-from stacking_jax.training.growth_config import GrowthConfig
+from stacking_jax.training.growth_config import GrowthConfig, aligned
 from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.path_config import PathConfig
 from stacking_jax.training.rules import AXES, Rules
@@ -162,6 +164,7 @@ class TrainConfig:
       spikes: what to do about gradients that are finite, but far too large.
       loops: a block of layers that runs several times.
       similarity: a pull of layers towards those one block away.
+      choice: what is decided while the run goes on: how it grows, and when.
       compilation_cache: folder of compiled programs; None for the user's cache
         folder, '' for none.
       compile_ahead: whether the next stage's programs are compiled in the background, while
@@ -201,6 +204,7 @@ class TrainConfig:
     loops: LoopConfig = LoopConfig()
     similarity: SimilarityConfig = SimilarityConfig()
     distill: DistillConfig = DistillConfig()
+    choice: ChoiceConfig = ChoiceConfig()
     compilation_cache: str | None = None
     compile_ahead: bool = True
     device_batches: int = 2
@@ -263,10 +267,14 @@ class TrainConfig:
         compose.check(self)
         params = self.model.costs(self.data.sequence_length).params(self.model.num_layers)
         growth = self.growth.timed(params, self.total_steps * self.tokens_per_step)
-        plan = self.loops.apply(growth.plan(self.model.num_layers, self.total_steps))
-        plan = self.paths.apply(plan)
+        plan = growth.plan(self.model.num_layers, self.total_steps)
+        if growth.align_data:
+            plan = aligned(plan, [step for step, _ in self.data.stages_of(self.total_steps)])
+            growth.check_ramp(plan)
+        plan = self.paths.apply(self.loops.apply(plan))
         self.similarity.check_plan(plan)
-        return self.distill.apply(plan, self.growth.ramp_steps)
+        self.choice.check(plan, growth)
+        return self.distill.apply(plan, growth.ramp_steps)
 
     def costs(self) -> ModelCosts:
         """What a layer and all the rest cost, a teacher's forward pass included.
@@ -282,8 +290,15 @@ class TrainConfig:
         return dataclasses.replace(costs, teacher_flops=teacher.forward_flops(self))
 
     def describe_plan(self) -> dict:
-        """The plan with its costs, as plain data; see `Plan.describe` and `teacher.charged`."""
-        described = self.plan().describe(self.costs(), self.tokens_per_step)
+        """The plan with its costs, as plain data.
+
+        See `Plan.describe`, `charges.charged` and `teacher.charged`.
+        """
+        plan, costs = self.plan(), self.costs()
+        described = charged(
+            plan.describe(costs, self.tokens_per_step), costs, self.tokens_per_step,
+            forecast(self.choice, self.growth, plan, len(self.data.mixture or [None])),
+        )
         if not self.distill.on:
             return described
         from stacking_jax.training import teacher

@@ -20,7 +20,7 @@ from stacking_jax.training.state import TrainState, initial_state, shardings_of
 
 def growth_program(
     model: DecoderConfig, growth: GrowthConfig, optimizer: optax.GradientTransformation,
-    stage: Stage, after: TrainState, *, seed: int = 0,
+    stage: Stage, after: TrainState, *, seed: int = 0, donate: bool = True,
 ) -> GrowthProgram:
     """The jitted growth into a stage: parameters and moments together, in their shards.
 
@@ -35,6 +35,7 @@ def growth_program(
       stage: the stage that begins, with its map.
       after: the abstract grown state; keys, shapes, dtypes and shardings are kept to.
       seed: of the run.
+      donate: give the old state away; False keeps it, for another growth from it.
 
     Raises:
       UserError: when traced, for a start or policy that this optimiser or model cannot have.
@@ -56,7 +57,9 @@ def growth_program(
             grown = dataclasses.replace(grown, params=grow(state.params, stage.mix, LAYOUT))
         return dataclasses.replace(grown, spikes=spikes.zeros_of_window(after.spikes))
 
-    program = jax.jit(run, donate_argnums=0, out_shardings=shardings_of(after))
+    program = jax.jit(
+        run, donate_argnums=0 if donate else (), out_shardings=shardings_of(after)
+    )
     return GrowthProgram(program, key)
 
 

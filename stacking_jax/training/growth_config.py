@@ -11,7 +11,7 @@ from typing import Any
 from stacking_jax.console import warn
 from stacking_jax.errors import UserError
 from stacking_jax.growth import POLICIES, STARTS, Plan, g_stack_tokens, stage_depths
-from stacking_jax.growth.plan import exponential_log_weights, prop_log_weights
+from stacking_jax.growth.plan import divide_steps, exponential_log_weights, prop_log_weights
 from stacking_jax.growth.starts import Start
 from stacking_jax.training.settings import check_whole, is_number
 
@@ -51,6 +51,9 @@ class GrowthConfig:
       rewarm_steps: updates over which the learning rate climbs back after a growth; 0
         leaves the schedule alone.
       rewarm_initial: the part of the rate with which that climb begins.
+      align_data: whether the last boundaries come where the data stages begin
+        (`DataConfig.stages`), as many as there are of these: a growth that meets a
+        cool-down, say. The stages in between keep their proportions.
     """
 
     operator: str | None = None
@@ -70,6 +73,7 @@ class GrowthConfig:
     ramp_steps: int = 0
     rewarm_steps: int = 0
     rewarm_initial: float = 0.1
+    align_data: bool = False
 
     def __post_init__(self):
         if self.options is not None and not (
@@ -110,6 +114,10 @@ class GrowthConfig:
             raise UserError(
                 "GrowthConfig.rewarm_initial is a part of the rate, from 0 to 1; got "
                 f"{self.rewarm_initial!r}"
+            )
+        if not isinstance(self.align_data, bool):
+            raise UserError(
+                f"GrowthConfig.align_data is True or False; got {self.align_data!r}"
             )
         self.starts()
 
@@ -201,6 +209,11 @@ class GrowthConfig:
             plan = Plan.growing(
                 depths, self._log_weights(len(depths)), total_steps, self.operator, **options
             )
+        self.check_ramp(plan)
+        return plan
+
+    def check_ramp(self, plan: Plan) -> None:
+        """Raises UserError if copies would still be being let in when a stage ends."""
         for number, stage in enumerate(plan.stages[1:], start=2):
             if stage.steps < self.ramp_steps:
                 raise UserError(
@@ -208,7 +221,6 @@ class GrowthConfig:
                     f"GrowthConfig.ramp_steps = {self.ramp_steps}: its copies would never be let "
                     "in whole"
                 )
-        return plan
 
     def _depths(self, depth: int, options: dict[str, Any]) -> list[int]:
         if self.stage_depths is None:
@@ -254,3 +266,26 @@ class GrowthConfig:
 def _warn_once(message: str) -> None:
     """A plan is asked for many times in a run."""
     warn(message)
+
+
+def aligned(plan: Plan, steps: Sequence[int]) -> Plan:
+    """The plan whose last boundaries are at these steps, its other ones in proportion.
+
+    Raises:
+      UserError: there are fewer boundaries, or a stage would get no step.
+    """
+    boundaries = len(plan.stages) - 1
+    if not 1 <= len(steps) <= boundaries:
+        raise UserError(
+            f"GrowthConfig.align_data puts {len(steps)} of {boundaries} stage boundaries where "
+            "data stages begin: set DataConfig.stages to 1 or more, and to no more than that"
+        )
+    free = len(plan.stages) - len(steps)
+    first = divide_steps(steps[0], [math.log(stage.steps) for stage in plan.stages[:free]])
+    ends = [*steps[1:], plan.total_steps]
+    lengths = [*first, *(end - start for start, end in zip(steps, ends, strict=True))]
+    stages, start = [], 0
+    for stage, length in zip(plan.stages, lengths, strict=True):
+        stages.append(dataclasses.replace(stage, start=start, steps=length))
+        start += length
+    return Plan(tuple(stages))

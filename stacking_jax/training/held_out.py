@@ -20,6 +20,7 @@ from stacking_jax.data.ul2_config import CAUSAL, OBJECTIVES
 from stacking_jax.models.kernels import check_documents
 from stacking_jax.training import sharding
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.paired import BatchLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +147,28 @@ class HeldOut:
             ) / math.fsum(present.values())
         return scores
 
+    def batch_losses(
+        self, eval_step: Callable[[Any, dict], tuple[Any, Any]], params: Any,
+        mesh: sharding.LogicalMesh, limit: int | None = None,
+    ) -> list[BatchLoss]:
+        """What each batch of causal language modelling gives, at most `limit` of each source."""
+        return [
+            BatchLoss(part.source, part.rate, nats, tokens)
+            for part in self.parts if part.objective == CAUSAL
+            for nats, tokens in self._sums(part, eval_step, params, mesh, limit)
+        ]
+
     def _loss(self, part: Part, eval_step, params, mesh) -> float:
+        sums = self._sums(part, eval_step, params, mesh)
+        return math.fsum(nats for nats, _ in sums) / max(sum(tokens for _, tokens in sums), 1)
+
+    def _sums(
+        self, part: Part, eval_step, params, mesh, limit: int | None = None
+    ) -> list[tuple[float, int]]:
+        """Summed cross-entropy and tokens of each batch."""
         rows = sharding.local_rows(part.batches.batch_size, mesh)
         sums = []
-        for i in range(part.count):
+        for i in range(part.count if limit is None else min(part.count, limit)):
             here = part.batches.batch(i, rows=rows)
             check_documents(
                 here["segment_ids"], self.max_documents, f"held-out batch {i} of {part.source}"
@@ -157,8 +176,7 @@ class HeldOut:
             sums.append(eval_step(params, sharding.place_batch(here, mesh)))
             # Waiting for the one before keeps the device busy, and two batches on it at most.
             jax.block_until_ready(sums[-2:-1])
-        nats = math.fsum(float(loss) for loss, _ in sums)
-        return nats / max(sum(int(count) for _, count in sums), 1)
+        return [(float(loss), int(count)) for loss, count in sums]
 
 
 def loss_shares(cache: PackedCache | MixedCache) -> dict[str, float]:

@@ -78,16 +78,14 @@ def compile_in_turn(
     """
     grow = None
     if before is not None:
-        grow = growth_program(
-            config.model, config.growth, optimizer, stage, abstract, seed=config.seed
-        ).compile(before)
+        grow = compile_growth(config, plan, stage, graph, optimizer, mesh, abstract, keys, before)
         yield None
     step = lower_train_step(
         config, plan, stage, graph, optimizer, mesh, abstract, keys
     ).compile()
     yield None
     if try_out and _pays_to_try(mesh, abstract):
-        jax.block_until_ready(step(*_zeros((abstract, abstract_batch(config, mesh, keys)))))
+        jax.block_until_ready(step(*_zeros((abstract, *step_arguments(config, stage, mesh, keys)))))
         yield None
     finite = all_finite.lower(abstract).compile()
     yield None
@@ -117,6 +115,18 @@ def _zeros(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding), tree
     )
+
+
+def compile_growth(
+    config: TrainConfig, plan: Plan, stage: Stage, graph: Any, optimizer: Any,
+    mesh: sharding.LogicalMesh, abstract: TrainState, keys: Sequence[str],
+    before: TrainState,
+) -> GrowthProgram:
+    """Compiles the growth into a stage alone; takes what `compile_stage` does."""
+    del plan, graph, mesh, keys
+    return growth_program(
+        config.model, config.growth, optimizer, stage, abstract, seed=config.seed
+    ).compile(before)
 
 
 def lower_train_step(

@@ -14,6 +14,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan
 from stacking_jax.training.spikes import SpikeWatch
 from stacking_jax.training.telemetry import Clock, MetricsLog, human
+from stacking_jax.training.triggers import Watch
 
 _SKIPS_IN_A_ROW = 20
 _OF_METHODS = ("similarity",)
@@ -67,10 +68,11 @@ class Recorder:
         self, plan: Plan, counters: Counters, clock: Clock, log: MetricsLog | None, *,
         flops_at: Any, log_every: int, on_nan: str, spikes: SpikeWatch | None = None,
         train_seconds_before: float = 0.0,
+        watch: Watch | None = None,
     ):
         self.plan, self.counters, self.clock, self._log = plan, counters, clock, log
         self._flops_at, self._log_every, self._on_nan = flops_at, log_every, on_nan
-        self._spikes = spikes
+        self._spikes, self._watch = spikes, watch
         self._before = train_seconds_before
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._skipped_in_a_row = 0
@@ -78,6 +80,10 @@ class Recorder:
         self._speed_from = (0.0, 0, 0.0)
         self.status = ""
         self.done: collections.deque[tuple[int, float]] = collections.deque(maxlen=64)
+
+    def follow(self, plan: Plan, flops_at: Any) -> None:
+        """Goes on by what has just been decided."""
+        self.plan, self._flops_at = plan, flops_at
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of update `step`, just dispatched; reads the one before."""
@@ -104,6 +110,8 @@ class Recorder:
         elif not values["skipped"]:
             self.counters.train_loss = values["loss"]
             self._average(step, number, values["loss"])
+            if self._watch is not None:
+                self._watch.see(values["loss"])
         self._tell_jump(step, number)
         if step % self._log_every == 0 or step == self.plan.total_steps:
             self._write_row(step, number, values)

@@ -14,13 +14,15 @@ from stacking_jax.errors import UserError
 from stacking_jax.training import spikes
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compile_ahead import CompileAhead
+from stacking_jax.training.decisions import Decision, Decisions
 from stacking_jax.training.goodput import Goodput
 from stacking_jax.training.programs import Programs
 from stacking_jax.training.record_log import RecordLog
 from stacking_jax.training.recorder import Counters, Recorder
 from stacking_jax.training.setup import Setup
 from stacking_jax.training.state import TrainState, sharded_initial_state
-from stacking_jax.training.telemetry import Clock, MetricsLog
+from stacking_jax.training.telemetry import Clock, MetricsLog, write_json
+from stacking_jax.training.triggers import Watch
 from stacking_jax.training.watchdog import watched
 
 
@@ -41,6 +43,8 @@ class Run:
       recorder: of metrics, with the counters.
       goodput: the account of the wall time.
       log: metrics.jsonl; of process 0 alone.
+      decisions: taken so far; `setup.plan` has them.
+      watch: of the trigger that brings boundaries forward; None without one.
       records: which records each step was given, where that is asked for.
       programs: what the present stage runs; None before the first.
       ahead: what the next stage runs, under way; None where nothing is.
@@ -62,6 +66,8 @@ class Run:
     goodput: Goodput
     log: MetricsLog | None
     records: RecordLog | None
+    decisions: Decisions
+    watch: Watch | None = None
     programs: Programs | None = None
     ahead: CompileAhead[Programs] | None = None
     compile_seconds: float = 0.0
@@ -70,6 +76,21 @@ class Run:
     @property
     def counters(self) -> Counters:
         return self.recorder.counters
+
+    def grows_into(self, number: int) -> bool:
+        """Whether the state has yet to grow into stage `number`."""
+        stage = self.setup.plan.stages[number]
+        done = any(
+            entry["step"] == stage.start and "to_depth" in entry for entry in self.history
+        )
+        return stage.grows and stage.start >= self.first_step and not done
+
+    def take(self, decision: Decision) -> None:
+        """Records a decision, and goes on by it."""
+        self.decisions.record(decision)
+        self.setup = self.setup.decided(self.decisions.taken)
+        self.recorder.follow(self.setup.plan, self.setup.flops_at)
+        write_decided_plan(self.setup)
 
     def write_goodput(self, step: int) -> dict[str, Any]:
         """The account of the wall time until now; see `Goodput.write`."""
@@ -89,6 +110,11 @@ class Run:
         if self.ahead is not None:
             with self.clock.section("compile"):
                 self.ahead.close()
+
+    def forget_ahead(self) -> None:
+        """Gives up what was compiled for a boundary that comes elsewhere."""
+        self._give_up_ahead()
+        self.ahead = None
 
     def save(self, step: int) -> None:
         """Starts to save the checkpoint of `step`, within a stage or at its end.
@@ -113,6 +139,8 @@ class Run:
                     "config": config.to_dict(), "counters": dataclasses.asdict(self.counters),
                     "scores": self.scores, "seconds": self.clock.read(),
                     "skipped_batches": self.skipped_batches,
+                    "decisions": list(self.decisions.taken),
+                    "watch": None if self.watch is None else self.watch.seen,
                 },
             )
         self.recorder.last_good_checkpoint = step
@@ -170,22 +198,37 @@ def open_run(
         rewind, first_step, history, meta.get("skipped_batches", 0)
     )
 
+    decisions = Decisions.open(run_dir, meta.get("decisions") or ())
+    setup = setup.decided(decisions.taken)
+    write_decided_plan(setup)
+    # Of trials after the checkpoint the outcome is kept, and so their time was not lost.
+    known = meta.get("decisions") or ()
+    tried = sum(d["cost"]["seconds"] for d in decisions.taken if "cost" in d and d not in known)
+    clock.go_on_from({"choose": tried} if tried else {})
+    watch = None
+    if config.choice.trigger is not None:
+        watch = Watch(
+            config.choice, config.plan(), config.costs(), config.tokens_per_step,
+            meta.get("watch"),
+        )
     if own_teacher is not None:
         # Of all its restarts, however many processes this run has had since.
         clock.seconds["teacher"] = own_teacher["wall_seconds"]
+
     main_process = jax.process_index() == 0
     resume_step = first_step if resumed else None
     goodput = Goodput(run_dir, clock, writes=main_process)
     began = own_teacher["goodput"]["began_unix_time"] if own_teacher else None
-    lost = goodput.begin(first_step, meta.get("seconds", {}), began)
+    lost = goodput.begin(first_step, {**meta.get("seconds", {}), "tried": tried}, began)
     goodput.write(first_step, counters.stages)
     log = MetricsLog(run_dir, resume_step) if main_process else None
     records = RecordLog(run_dir, first_step) if config.log_records else None
     recorder = Recorder(
-        plan, counters, clock, log,
+        setup.plan, counters, clock, log,
         flops_at=setup.flops_at, log_every=config.log_every, on_nan=config.on_nan,
         spikes=spikes.SpikeWatch(config.spikes, history, skipped_batches),
         train_seconds_before=own_teacher["train_seconds"] if own_teacher else 0.0,
+        watch=watch,
     )
     recorder.last_good_checkpoint = resume_step
     if resumed:
@@ -196,5 +239,11 @@ def open_run(
         )
     return Run(
         setup, clock, checkpoints, state, depth, first_step, history, scores, skipped_batches,
-        recorder, goodput, log, records,
+        recorder, goodput, log, records, decisions, watch,
     )
+
+
+def write_decided_plan(setup: Setup) -> None:
+    """plan.json as it has become, where something has been decided."""
+    if setup.decisions and jax.process_index() == 0:
+        write_json(setup.run_dir / "plan.json", setup.described_plan())

@@ -15,6 +15,7 @@ from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.models import DecoderConfig
 from stacking_jax.paths import make_folder, open_path
 from stacking_jax.training import distributed
+from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.config import (
     GrowthConfig,
     MeshConfig,
@@ -136,7 +137,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
             "model": DecoderConfig, "data": DataConfig, "growth": GrowthConfig,
             "optimizer": OptimizerConfig, "mesh": MeshConfig, "evaluation": EvaluationConfig,
             "spikes": SpikeConfig, "loops": LoopConfig, "similarity": SimilarityConfig,
-            "distill": DistillConfig,
+            "distill": DistillConfig, "choice": ChoiceConfig,
         }
         built = {name: kind(**values.pop(name)) for name, kind in parts.items() if name in values}
         return TrainConfig(**built, **values)

@@ -18,8 +18,10 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import Plan
 from stacking_jax.models import LAYOUT
 from stacking_jax.training import sharding, spikes, teacher
-from stacking_jax.training.config import TrainConfig
-from stacking_jax.training.growing import check_growths
+from stacking_jax.training.charges import charged, spent
+from stacking_jax.training.config import GrowthConfig, TrainConfig
+from stacking_jax.training.decisions import Decision, choice_of, decided_growth, decided_plan
+from stacking_jax.training.growing import check_growths, growth_program
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.optimizers import optimizer as make_optimizer
 from stacking_jax.training.state import TrainState, abstract_state, model_graph
@@ -34,7 +36,7 @@ class Setup:
     Attributes:
       config: of the run.
       run_dir: where it is kept.
-      plan: its stages.
+      plan: its stages, with what has been decided.
       mesh: the devices.
       data: training batches by step.
       taught: those of the steps that read a teacher's labels; None where none does.
@@ -45,6 +47,7 @@ class Setup:
       graph: the model without its parameters.
       teacher: that runs beside the student in taught stages; None where none does.
       about: what is known of it before the first step; see `summary.describe`.
+      decisions: taken so far, see `decisions`.
     """
 
     config: TrainConfig
@@ -60,6 +63,7 @@ class Setup:
     graph: Any
     teacher: teacher.TeacherModel | None
     about: dict
+    decisions: tuple[Decision, ...] = ()
 
     @classmethod
     def of(cls, config: TrainConfig, run_dir: Path, clock: Clock) -> Setup:
@@ -76,7 +80,10 @@ class Setup:
         with clock.section("data"):
             cache = open_cache(config.data)
             check_vocabulary(config, cache)
-            data = PackedBatches(cache, "train", batch_size=config.batch_size, seed=config.seed)
+            data = PackedBatches(
+                cache, "train", batch_size=config.batch_size, seed=config.seed,
+                total_steps=config.total_steps,
+            )
             sharding.check_attention(
                 mesh, config.model, config.batch_size // config.microbatches,
                 config.data.sequence_length, "prefix" in data.keys,
@@ -93,12 +100,58 @@ class Setup:
         )
         setup.shapes(plan.final_depth)
         check_growths(config, setup.optimizer, plan, setup.shapes)
+        setup.check_candidates()
         if config.growth.moments == "copy_first":
             warn(
                 "GrowthConfig.moments = 'copy_first': copies keep their source's first moment and "
                 "forget the second; 'copy' or 'reset_copies' is the safer choice"
             )
         return setup
+
+    def check_candidates(self) -> None:
+        """Traces every growth that may be chosen.
+
+        Raises:
+          UserError: for the first one that could not be carried out.
+        """
+        for number, stage in enumerate(self.plan.stages):
+            for way in self.config.choice.ways if stage.grows else ():
+                choice = choice_of(way, self.plan, number, self.config.growth)
+                self.decided([choice]).check_growth(number)
+
+    def check_growth(self, number: int) -> None:
+        """Traces the growth into a stage; raises as `growing.check_growths`."""
+        stage = self.plan.stages[number]
+        growth_program(
+            self.config.model, self.growth_of(number), self.optimizer, stage,
+            self.shapes(stage.depth),
+        ).check(self.shapes(self.plan.stages[number - 1].depth))
+
+    def decided(self, taken: Sequence[Decision]) -> Setup:
+        """The same run with these decisions, on its configuration's plan, and no others."""
+        plan = decided_plan(self.config.plan(), taken)
+        setup = dataclasses.replace(self, plan=plan, decisions=tuple(taken))
+        setup.__dict__["_shapes"] = self._shapes  # Depths are the same; each is traced once.
+        return setup
+
+    def growth_of(self, number: int) -> GrowthConfig:
+        """How copies start at the growth into a stage, and what becomes of their moments."""
+        return decided_growth(self.config.growth, self.decisions, number)
+
+    def to_compile(self, number: int, before: int | None) -> tuple:
+        """The arguments of `programs.compile_stage` for a stage.
+
+        Args:
+          number: of the stage.
+          before: layers from which it grows; None where it does not.
+        """
+        stage = self.plan.stages[number]
+        config = dataclasses.replace(self.config, growth=self.growth_of(number))
+        return (
+            config, self.plan, stage, self.graph, self.optimizer, self.mesh,
+            self.shapes(stage.depth), self.data.keys,
+            None if before is None else self.shapes(before),
+        )
 
     def shapes(self, depth: int) -> TrainState:
         """The abstract state of a depth. Each is asked for several times, and traced once."""
@@ -143,12 +196,26 @@ class Setup:
         )
 
     def flops_at(self, step: int) -> float:
-        """Cumulative model FLOPs after `step` updates, padding included.
+        """Cumulative model FLOPs after `step` updates, padding and trials included.
 
         Those that the run has spent on training its own teacher come before the first.
         """
-        until = self.plan.flops_until(step, self._costs, self.config.tokens_per_step)
+        stages, costs = self.plan.stages, self._costs
+        trials = sum(
+            steps * stages[number].flops_per_token(costs)
+            for number, steps in spent(self.decisions).items() if step > stages[number].start
+        )
+        tokens = self.config.tokens_per_step
+        until = self.plan.flops_until(step, costs, tokens) + tokens * trials
         return self._own_teacher + until
+
+    def described_plan(self) -> dict:
+        """`TrainConfig.describe_plan` of what has been decided, and what that cost."""
+        tokens = self.config.tokens_per_step
+        described = charged(
+            self.plan.describe(self._costs, tokens), self._costs, tokens, spent(self.decisions)
+        )
+        return teacher.charged(self.config, described) if self.config.distill.on else described
 
 
 def check_vocabulary(config: TrainConfig, cache: PackedCache | MixedCache) -> None:
@@ -172,6 +239,7 @@ def _taught(config: TrainConfig, cache: PackedCache | MixedCache) -> TaughtBatch
     taught = TaughtBatches(
         cache, labels, batch_size=config.batch_size, seed=config.seed,
         select=config.distill.select, select_by=config.distill.select_by,
+        total_steps=config.total_steps,
     )
     taught.passes(config.distill.steps(config.total_steps))
     return taught

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from stacking_jax.data import MixedCache, PackedCache
 from stacking_jax.models.config import HOW_COMPUTED
 from stacking_jax.training import run_directory
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.decisions import Decision
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.recorder import Recorder
 from stacking_jax.training.state import TrainState, params_digest
@@ -68,26 +70,27 @@ def _objectives(cache: PackedCache | MixedCache) -> dict:
 
 
 def summarise(
-    config: TrainConfig, state: TrainState, recorder: Recorder, scores: dict[str, float],
-    own_teacher: dict | None = None,
+    state: TrainState, recorder: Recorder, scores: dict[str, float], described: dict,
+    decisions: Sequence[Decision] = (), own_teacher: dict | None = None,
 ) -> dict:
     """What is known after the last step.
 
     Args:
-      config: of the run.
       state: the final state.
       recorder: with the counters and the clock.
       scores: the last held-out evaluation.
+      described: the plan as it was carried out, and its costs.
+      decisions: taken on the way.
       own_teacher: the summary of the teacher that the run has trained, if it has.
 
     Returns:
       Losses in nats per token; `tokens` without padding; `model_flops` forward and
-      backward, head and full attention included, padding too; seconds over all
-      restarts; `params_digest`, the SHA-256 over the final parameters. What a teacher cost is
-      in FLOPs and seconds, and by itself under `teacher`.
+      backward, head and full attention included, padding and what choosing cost too
+      (`choice_flops`); seconds over all restarts; `params_digest`, the SHA-256 over the
+      final parameters. What a teacher cost is in FLOPs and seconds, and by itself under
+      `teacher`.
     """
     plan, counters = recorder.plan, recorder.counters
-    described = config.describe_plan()
     seconds = recorder.clock.read()
     stages = [
         counted | {"model_flops": planned["flops"]}
@@ -113,6 +116,8 @@ def summarise(
         "speedup_blocks": described["speedup_blocks"],
         "speedup_model": described["speedup_model"],
         "stages": stages,
+        **({"decisions": list(decisions)} if decisions else {}),
+        **{name: described[name] for name in ("choice_flops",) if name in described},
         "versions": run_directory.versions(),
         **_teaching(described, own_teacher),
     }

@@ -165,7 +165,10 @@ def _wanted(
     """(source, pass, its cache) of all that taught steps read."""
     times = dict.fromkeys(cache.sources, 1.0)
     if fraction:
-        data = PackedBatches(cache, batch_size=config.batch_size, seed=config.seed)
+        data = PackedBatches(
+            cache, batch_size=config.batch_size, seed=config.seed,
+            total_steps=config.total_steps,
+        )
         times = data.passes(config.distill.steps(config.total_steps))
     share = config.distill.select or 1.0
     for name, source in cache.sources.items():

@@ -44,7 +44,7 @@ class Clock:
     def _settle(self) -> None:
         now = time.monotonic()
         category, began = self._stack[-1], self._since
-        self.seconds[category] += now - began
+        self.seconds[category] = self.seconds.get(category, 0.0) + now - began
         if self.spans and self.spans[-1][0] == category:
             began = self.spans.pop()[1]
         self.spans.append((category, began, now))
@@ -62,6 +62,10 @@ class Clock:
             self._settle()
             self._stack.pop()
             self._changed()
+
+    def touch(self) -> None:
+        """A sign of life within a section: what goes on there still makes progress."""
+        self._changed()
 
     def _changed(self) -> None:
         if self.on_change is not None:
@@ -199,8 +203,9 @@ def _drop_lines_after(path: Path, step: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # The line that was being written when the run was killed.
-        # Growth comes right after the step of its checkpoint, so it will happen again.
-        if row["step"] < step or (row["step"] == step and row["kind"] != "grow"):
+        # What comes right after the step of its checkpoint will happen again.
+        again = row["kind"] in ("grow", "decision")
+        if row["step"] < step or (row["step"] == step and not again):
             kept.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

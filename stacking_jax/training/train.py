@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,7 +17,16 @@ from stacking_jax.errors import UserError
 from stacking_jax.growth import Stage
 from stacking_jax.models.kernels import check_documents
 from stacking_jax.paths import open_path
-from stacking_jax.training import agreement, boundaries, run_directory, sharding, spikes, teacher
+from stacking_jax.training import (
+    agreement,
+    boundaries,
+    consensus,
+    lag,
+    run_directory,
+    sharding,
+    spikes,
+    teacher,
+)
 from stacking_jax.training.compilation import use_compilation_cache
 from stacking_jax.training.compile_ahead import (
     FIRST_STEPS,
@@ -26,7 +37,12 @@ from stacking_jax.training.compile_ahead import (
 from stacking_jax.training.config import TrainConfig
 from stacking_jax.training.growing import ramp_of
 from stacking_jax.training.profiling import Profile
-from stacking_jax.training.programs import compile_in_turn, compile_stage
+from stacking_jax.training.programs import (
+    Programs,
+    compile_growth,
+    compile_in_turn,
+    compile_stage,
+)
 from stacking_jax.training.run import Run, open_run
 from stacking_jax.training.setup import Setup
 from stacking_jax.training.stopping import stop_signals
@@ -115,13 +131,13 @@ def _train(
     run = open_run(setup, clock, rewind, own)
 
     # ---- The loop over stages and steps ----------------------------------------------
-    plan, first_step = setup.plan, run.first_step
+    total_steps, first_step = setup.plan.total_steps, run.first_step
     rows = sharding.local_rows(config.batch_size, setup.mesh)
     limit = config.model.max_documents
     with (
         watched(clock, config, run_dir),
         run.closing(),
-        progress("training", plan.total_steps, "steps", start=first_step) as advance,
+        progress("training", total_steps, "steps", start=first_step) as advance,
         stop_signals(first_step) as stop_signal,
         contextlib.closing(
             setup.iterate(
@@ -132,13 +148,16 @@ def _train(
         ) as batches,
         contextlib.closing(trace),
     ):
-        if stop_at is not None and stop_at <= first_step < plan.total_steps:
+        if stop_at is not None and stop_at <= first_step < total_steps:
             raise Stopped(first_step, None)
-        for number, stage in enumerate(plan.stages):
+        for number in range(len(setup.plan.stages)):
+            stage = run.setup.plan.stages[number]
             if stage.end <= first_step:
                 continue
-            advance(0, f"stage {number + 1}/{len(plan.stages)} · {stage.depth} layers · compiling")
-            _enter_stage(run, number)
+            advance(
+                0, f"stage {number + 1}/{len(setup.plan.stages)} · {stage.depth} layers · compiling"
+            )
+            _enter_stage(run, number, lambda start=stage.start: _asked_to_stop(stop_signal, start))
             counted = clock.read()["step"]
             begins = max(stage.start, first_step)
             first_steps = begins + max(min(FIRST_STEPS, stage.steps // 4), 2)
@@ -164,7 +183,8 @@ def _train(
                     run.ahead.hurry()
                 advance(1, run.recorder.status)
 
-                last = step == plan.total_steps
+                stage = _watch(run, number, step)
+                last = step == total_steps
                 stopped_by = stop_signal(step)
                 stopping = stopped_by is not None or step == stop_at
                 saving = last or stopping or _due(step, config.checkpoint_every)
@@ -172,7 +192,7 @@ def _train(
                 # Scores on tasks are read beside the held-out loss of the same step.
                 evaluating = (
                     last or scoring or _due(step, config.eval_every)
-                    or step == stage.end and plan.draws_paths
+                    or step == stage.end and run.setup.plan.draws_paths
                 )
                 if saving or evaluating or step == stage.end:
                     with clock.section("step"):
@@ -189,21 +209,29 @@ def _train(
                     run.save(step)
                 if stopping and not last:
                     raise Stopped(step, stopped_by)
+                if step == stage.end:  # Which may have come to be here.
+                    break
         with clock.section("checkpoint"):
             run.checkpoints.wait()
 
         # ---- The end: `scores` are those of the last step, in its checkpoint too -------
-        summary = setup.about | summarise(config, run.state, run.recorder, run.scores, own)
-    summary["goodput"] = run.write_goodput(plan.total_steps)
+        summary = setup.about | summarise(
+            run.state, run.recorder, run.scores, run.setup.described_plan(), run.decisions.taken,
+            own,
+        )
+    summary["goodput"] = run.write_goodput(total_steps)
     if jax.process_index() == 0:
         write_json(run_dir / "summary.json", summary)
     return summary
 
 
-def _enter_stage(run: Run, number: int) -> None:
-    """Has ready what the stage runs, and grows the state if it is not as deep as it yet."""
-    setup, clock, stage = run.setup, run.clock, run.setup.plan.stages[number]
-    config, counted = setup.config, run.counters.stages[number]
+def _enter_stage(run: Run, number: int, stop: Callable[[], int | None]) -> None:
+    """Has ready what the stage runs, and grows the state if it is not as deep as it yet.
+
+    Raises:
+      Stopped: if `stop` says so while it is being chosen how to grow.
+    """
+    clock, counted = run.clock, run.counters.stages[number]
     programs, ahead_seconds = None, 0.0
     with clock.section("compile"):
         began = clock.wall
@@ -215,24 +243,33 @@ def _enter_stage(run: Run, number: int) -> None:
             in_turn = clock.wall
             programs = compile_stage(*_to_compile(run, number))
             run.compile_seconds = max(run.compile_seconds, clock.wall - in_turn)
-        run.programs = programs
         compile_seconds = clock.wall - began
+    if lag.is_due(run, number):
+        programs = _choose(run, number, programs, stop)
+    run.programs = programs
+    setup, stage = run.setup, run.setup.plan.stages[number]
+    begins = max(stage.start, run.first_step)
+    if run.first_step <= stage.start:
+        if run.watch is not None:
+            run.watch.begin_stage()
+        for decision in run.decisions.of_stage(number):
+            about = {"decision" if name == "kind" else name: decision[name] for name in decision}
+            run.recorder.event("decision", about.pop("step"), **about)
     counted["compile_seconds"] += compile_seconds
     counted["compile_ahead_seconds"] = counted.get("compile_ahead_seconds", 0.0) + max(
         ahead_seconds, 0.0
     )
-    begins = max(stage.start, run.first_step)
-    if _grows(run, number):
+    if run.grows_into(number):
         with clock.section("grow"):
             began = clock.wall
             run.state = programs.grow(run.state)
             # Else the time of the growth would count as that of the first step.
             jax.block_until_ready(run.state)
             grow_seconds = clock.wall - began
+        growth = setup.growth_of(number)
         record = {
             "from_depth": run.depth, "to_depth": stage.depth, "operator": stage.operator,
-            "map": list(stage.grow_map.sources), "init": config.growth.init,
-            "moments": config.growth.moments,
+            "map": list(stage.grow_map.sources), "init": growth.init, "moments": growth.moments,
         }
         run.history.append({"step": stage.start, **record})
         counted["grow_seconds"] += grow_seconds
@@ -250,6 +287,56 @@ def _enter_stage(run: Run, number: int) -> None:
     run.recorder.restart_speed(begins)
 
 
+def _choose(
+    run: Run, number: int, programs: Programs, stop: Callable[[], int | None]
+) -> Programs:
+    """Chooses how to grow into a stage; returns what it then runs."""
+    start = run.setup.plan.stages[number].start
+    try:
+        lag.choose(run, number, programs, stop)
+    except lag.Interrupted as interrupted:
+        if start not in run.checkpoints.steps():
+            run.save(start)
+        raise Stopped(start, interrupted.signal) from None
+    with run.clock.section("compile"):
+        if run.setup.config.growth.ramp_steps:
+            return compile_stage(*_to_compile(run, number))
+        return dataclasses.replace(programs, grow=compile_growth(*_to_compile(run, number)))
+
+
+def _watch(run: Run, number: int, step: int) -> Stage:
+    """The stage that trains, which ends with this step if its trigger says so."""
+    stages = run.setup.plan.stages
+    stage, watch = stages[number], run.watch
+    if watch is None or not watch.due(step) or number + 1 == len(stages) or step >= stage.end:
+        return stage
+    with run.clock.section("step"):
+        run.recorder.drain()
+    held_out = None
+    if watch.needs_evaluation:
+        _evaluate(run, number, step)
+        held_out = run.scores["eval_loss"]
+    seen = watch.look(
+        step, stage.start, number + 1,
+        {
+            "tokens": run.counters.tokens, "flops": run.setup.flops_at(step),
+            "seconds": run.clock.wall,
+        },
+        held_out,
+    )
+    seen = consensus.from_first(seen)
+    if seen is not None:
+        run.take({"kind": "boundary", "stage": number + 1, "step": step, **seen})
+        run.forget_ahead()
+        say(f"step {step}: stage {number + 2} begins, by its trigger ({seen['reason']})")
+    return run.setup.plan.stages[number]
+
+
+def _asked_to_stop(signal_of: Callable[[int], int | None], step: int) -> int | None:
+    """The signal to stop for between steps; of several processes, none is asked there."""
+    return signal_of(step) if jax.process_count() == 1 else None
+
+
 def _compile_ahead(run: Run, number: int, steps_left: int) -> None:
     """Begins to compile what stage `number` runs, in the background, if there is such a stage."""
     if run.setup.config.compile_ahead and number < len(run.setup.plan.stages):
@@ -264,21 +351,9 @@ def _compile_ahead(run: Run, number: int, steps_left: int) -> None:
 
 def _to_compile(run: Run, number: int) -> tuple:
     """The arguments of `compile_stage` for stage `number`, to be entered from where the run is."""
-    setup, stage = run.setup, run.setup.plan.stages[number]
-    return (
-        setup.config, setup.plan, stage, setup.graph, setup.optimizer, setup.mesh,
-        setup.shapes(stage.depth), setup.data.keys,
-        setup.shapes(run.depth) if _grows(run, number) else None,
-    )
-
-
-def _grows(run: Run, number: int) -> bool:
-    """Whether the state has yet to grow into stage `number`."""
-    stage = run.setup.plan.stages[number]
-    done = any(
-        entry["step"] == stage.start and "to_depth" in entry for entry in run.history
-    )
-    return stage.grows and stage.start >= run.first_step and not done
+    # As long as it is not known how it grows, the rest is compiled.
+    grows = run.grows_into(number) and not lag.is_due(run, number)
+    return run.setup.to_compile(number, run.depth if grows else None)
 
 
 def _account_for_boundary(run: Run, number: int, last: int) -> None:

@@ -12,7 +12,11 @@ from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
 from stacking_jax.models import DecoderConfig
 from stacking_jax.training import GrowthConfig, OptimizerConfig, TrainConfig, compose
+from stacking_jax.training.choice_config import ChoiceConfig
+from stacking_jax.training.distill_config import DistillConfig
+from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.path_config import PathConfig
+from stacking_jax.training.similarity_config import SimilarityConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/methods.md"
 PLAIN = TrainConfig(
@@ -25,7 +29,18 @@ WITH = {
     "raptr": {"paths": PathConfig("raptr")},
     "layer_drop": {"paths": PathConfig("layer_drop")},
     "depth_rates": {"optimizer": OptimizerConfig(depth_rates=[1.0, 0.5])},
+    "loops": {"loops": LoopConfig(loops=2, tie_at=0.75)},
+    "similarity": {"similarity": SimilarityConfig(weight=1.0, block=2)},
+    "salt": {"distill": DistillConfig(fraction=0.2)},
+    "choice": {"choice": ChoiceConfig(candidates=["midas", "lidas"])},
 }
+NEEDS = {"choice": ["growth"]}
+
+
+def having(*names):
+    return dataclasses.replace(PLAIN, **{
+        field: value for name in names for field, value in WITH[name].items()
+    })
 
 
 def test_every_pair_of_methods_has_one_line():
@@ -45,8 +60,11 @@ def test_pairs_compose_or_are_refused_with_the_reason(pair):
     one, other = (WITH[name] for name in pair)
     if set(one) & set(other):
         return  # One setting, which names one of the two.
-    config = dataclasses.replace(PLAIN, **one, **other)
-    assert list(compose.used(config)) == list(pair)
+    names = {*pair}
+    if compose.PAIRS[pair].composes:
+        names.update(needed for name in pair for needed in NEEDS.get(name, ()))
+    config = having(*names)
+    assert set(compose.used(config)) == names
     if compose.PAIRS[pair].composes:
         assert config.plan().total_steps == 40
         return
@@ -57,10 +75,13 @@ def test_pairs_compose_or_are_refused_with_the_reason(pair):
 
 @pytest.mark.parametrize("name", WITH)
 def test_a_method_alone_makes_a_plan_and_has_a_name(name):
-    config = dataclasses.replace(PLAIN, **WITH[name])
-    assert list(compose.used(config)) == [name]
-    assert config.plan().final_depth == 8
-    names = {"growth": "midas", "depth_rates": "full depth"}
+    config = having(name, *NEEDS.get(name, ()))
+    assert set(compose.used(config)) == {name, *NEEDS.get(name, ())}
+    assert config.plan().final_run_depth == 8
+    names = {
+        "growth": "midas", "depth_rates": "full depth", "loops": "tied, looped",
+        "similarity": config.similarity.method, "choice": "lag(midas, lidas)",
+    }
     assert config.method == names.get(name, name)
 
 

@@ -56,8 +56,8 @@ def grow_run(
     if found.config.loops.loops is not None:
         raise UserError(
             f"{found.run_dir} trains with loops (LoopConfig.loops = {found.config.loops.loops}), "
-            "whose plan a growth on disk cannot go on with: export the run, which writes its layers "
-            "as often as they run, and grow that folder"
+            "whose plan a growth on disk cannot go on with: export the run, which writes its "
+            "layers as often as they run, and grow that folder"
         )
     config = grown_config(
         found, depth_map, operator=operator, options=options, total_steps=total_steps

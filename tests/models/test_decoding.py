@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import DepthMap
+from stacking_jax.growth import DepthMap, Loop
 from stacking_jax.models import Decoder, DecoderConfig
 from stacking_jax.models.decoding import generate, pick
 
@@ -23,26 +23,26 @@ PARAMS = nnx.to_pure_dict(STATE)
 PROMPTS = [[5, 6, 7], [], [9] * 10]
 
 
-def greedy(prompt, count, depth_map=None):
+def greedy(prompt, count, depth_map=None, loop=None):
     """The likeliest continuation by full forward passes, one per token."""
     row = np.zeros((1, 20), np.int32)  # what stands behind a token does not matter to it
     row[0, 1 : len(prompt) + 1] = prompt
     for end in range(len(prompt), len(prompt) + count):
-        row[0, end + 1] = jnp.argmax(forward(row, depth_map)[0, end])
+        row[0, end + 1] = jnp.argmax(forward(row, depth_map, loop)[0, end])
     return row[0, len(prompt) + 1 :][:count].tolist()
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def forward(tokens, depth_map):
-    return MODEL(tokens, depth_map=depth_map)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def forward(tokens, depth_map, loop):
+    return MODEL(tokens, depth_map=depth_map, loop=loop)
 
 
-@pytest.mark.parametrize("depth_map", [None, DepthMap([0, 1] * 3)], ids=["plain", "loop"])
-def test_greedy_decoding_of_ragged_prompts_equals_full_forward_passes(depth_map):
-    got = generate(
-        GRAPH, PARAMS, PROMPTS, max_new_tokens=6, temperature=0.0, depth_map=depth_map
-    )
-    assert got == [greedy(prompt, 6, depth_map) for prompt in PROMPTS]
+@pytest.mark.parametrize("runs", [
+    {}, {"depth_map": DepthMap([0, 1] * 3)}, {"loop": Loop(0, 1, 4, inject="input")},
+], ids=["plain", "map", "loop with injection"])  # fmt: skip
+def test_greedy_decoding_of_ragged_prompts_equals_full_forward_passes(runs):
+    got = generate(GRAPH, PARAMS, PROMPTS, max_new_tokens=6, temperature=0.0, **runs)
+    assert got == [greedy(prompt, 6, **runs) for prompt in PROMPTS]
 
 
 def test_narrow_sampling_is_greedy():

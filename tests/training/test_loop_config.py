@@ -20,7 +20,8 @@ def stages(config, plan=None, depth=8, steps=100):
 
 
 def shown(config, **options):
-    return [(s.start, s.depth, str(s.run_map or "-"), s.operator) for s in stages(config, **options)]
+    made = stages(config, **options)
+    return [(s.start, s.depth, str(s.run_map or "-"), s.operator) for s in made]
 
 
 def test_off_by_default():

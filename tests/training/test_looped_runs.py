@@ -8,9 +8,13 @@ import pytest
 
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.model import RunModels
+from stacking_jax.growth.layouts import path_keys
+from stacking_jax.interop import export_run, grow_folder
+from stacking_jax.models import LAYOUT
 from stacking_jax.training import Stopped, train
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.generation import sample_from_run
+from stacking_jax.training.growing import growth_program
 from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.setup import Setup
 from stacking_jax.training.stack_runs import inference_stack
@@ -92,6 +96,11 @@ def test_a_summary_says_what_is_stored_and_what_runs(untied, tied, run_of, read_
     assert (summary["depth"], summary["run_depth"], summary["growths"]) == (2, 4, [3, 5])
 
 
+def flat(state):
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
+    return {path_keys(path): np.array(leaf) for path, leaf in leaves}
+
+
 def params_at(config, run_dir, step, setup):
     checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
     try:
@@ -123,17 +132,16 @@ def test_untying_keeps_the_function_to_the_bit_and_the_moments(untied, run_of, t
     assert losses[0] == losses[1]
     # What the run itself made of them: moments and parameters are those of the map.
     checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
-    old = checkpoints.restore(6, setup.shapes(before.depth))
+    state = checkpoints.restore(6, setup.shapes(before.depth))
     checkpoints.close()
-    from stacking_jax.training.growing import growth_program
-
-    grown = growth_program(
+    old = flat(state)
+    grown = flat(growth_program(
         untied.model, untied.growth, setup.optimizer, after, setup.shapes(6)
-    )(old)
-    for tree in (grown.params, grown.opt_state):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            if "layers" in jax.tree_util.keystr(path) and leaf.ndim and leaf.shape[0] == 6:
-                np.testing.assert_array_equal(leaf[1:3], leaf[3:5])
+    )(state))  # fmt: skip
+    in_stack = [keys for keys in grown if LAYOUT.matches(keys)]
+    assert len(in_stack) == 9 * 3 + 1  # parameters, both moments, and the layers' own count
+    for keys in in_stack:
+        np.testing.assert_array_equal(grown[keys], old[keys][np.array(before.run_map.sources)])
 
 
 def test_a_checkpoint_is_read_as_its_own_stage_ran_it(untied, tied, run_of):
@@ -151,3 +159,44 @@ def test_more_loops_than_in_training(tied, untied, run_of):
     assert len(sample_from_run(run_dir, "ab", loops=7, **options)) == 1
     with pytest.raises(UserError, match="checkpoint 4 has no loop, so it cannot run 7"):
         sample_from_run(run_dir, "ab", loops=7, step=4, **options)
+
+
+def test_tied_layers_are_averages_of_those_that_they_stand_for(tied, run_of, tmp_path):
+    setup = Setup.of(tied, tmp_path, Clock())
+    before, after = setup.plan.stages[1:]
+    checkpoints = Checkpoints(run_of(tied, "tied") / "checkpoints", read_only=True)
+    state = checkpoints.restore(5, setup.shapes(4))
+    checkpoints.close()
+    old = flat(state.params)
+    grown = growth_program(tied.model, tied.growth, setup.optimizer, after, setup.shapes(2))(state)
+    for keys, leaf in flat(grown.params).items():
+        if LAYOUT.matches(keys):
+            np.testing.assert_array_equal(leaf[0], old[keys][0])
+            np.testing.assert_allclose(leaf[1], old[keys][1:].mean(axis=0), rtol=1e-5, atol=1e-7)
+        else:
+            np.testing.assert_array_equal(leaf, old[keys])
+
+
+def test_an_export_holds_a_layer_for_every_time_that_it_runs(untied, tied, run_of, tmp_path):
+    from safetensors.numpy import load_file
+
+    run_dir = run_of(untied, "untied")
+    export_run(run_dir, tmp_path / "hf", step=6)
+    (file,) = (tmp_path / "hf").glob("*.safetensors")
+    tensors = load_file(file)
+    layers = RunModels(run_dir).load(6).params["stack"]["layers"]
+    for number, source in enumerate((0, 1, 2, 1, 2, 3)):
+        np.testing.assert_array_equal(
+            tensors[f"model.layers.{number}.mlp.up_proj.weight"],
+            np.asarray(layers["mlp"]["up"][source]).T,
+        )
+    assert "model.layers.6.mlp.up_proj.weight" not in tensors
+    with pytest.raises(UserError, match="LoopConfig.inject = 'stream' adds to the stream"):
+        export_run(run_of(tied, "tied"), tmp_path / "no")
+    export_run(run_of(tied, "tied"), tmp_path / "plain", step=4)
+
+
+def test_a_run_with_loops_does_not_grow_on_disk(untied, run_of, tmp_path):
+    with pytest.raises(UserError, match=r"trains with loops \(LoopConfig.loops = 2\)"):
+        grow_folder(run_of(untied, "untied"), tmp_path / "deeper", [0, 1, 2, 3, 4, 5, 5])
+    assert not (tmp_path / "deeper").exists()

@@ -41,6 +41,9 @@ SETTINGS = (
 )
 LOSS = {"rtol": 2e-6, "atol": 0}
 PARAMS = {"rtol": 0, "atol": 2e-6}
+# Some seconds for each method; in all well over ten.
+pytestmark = pytest.mark.slow
+
 TRAINING = importlib.import_module("stacking_jax.training.train")
 COMPILE_STAGE = TRAINING.compile_stage
 
@@ -198,8 +201,10 @@ def matrix_flops(text: str) -> int:
     }
     total = 0
     for visit in Module(text).visits():
-        assert visit.exact and "matmul" not in visit.instruction.attributes
-        if visit.instruction.opcode == "dot":
+        opcode = visit.instruction.opcode
+        assert opcode != "custom-call" or "matmul" not in visit.instruction.attributes
+        if opcode == "dot":
+            assert visit.exact
             contracted = re.search(
                 r"lhs_contracting_dims=\{([\d,]+)\}", visit.instruction.attributes
             )

@@ -54,7 +54,7 @@ def by_hand(hidden, kernel, targets, weights, *, vocab_axis, z_loss, soft, soft_
     """The same in plain jax.numpy, every array whole, differentiated by JAX."""
     logits = hidden @ (kernel.T if vocab_axis == 0 else kernel)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    cross = jnp.sum(each * weights)
+    read = [jnp.sum(each * weights)]
     if isinstance(soft, TopTargets):
         q = jnp.sum(
             jax.nn.one_hot(soft.ids, logits.shape[-1]) * soft.probabilities[..., None], axis=-2
@@ -64,16 +64,17 @@ def by_hand(hidden, kernel, targets, weights, *, vocab_axis, z_loss, soft, soft_
     if soft is not None:
         towards = -jnp.sum(q * jax.nn.log_softmax(logits), axis=-1)
         each = (1 - soft_weight) * each + soft_weight * towards
+        read.append(jnp.sum(towards * weights))
     z = z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
-    return jnp.sum((each + z) * weights), cross
+    return jnp.sum((each + z) * weights), *read
 
 
 def graded(function, **settings):
-    """((objective, cross), gradients in hidden and kernel), divided as a step divides."""
+    """((objective, what is read), gradients in hidden and kernel), divided as a step divides."""
 
     def scaled(hidden, kernel, targets, weights):
-        objective, cross = function(hidden, kernel, targets, weights, **settings)
-        return objective / 7, cross
+        objective, *read = function(hidden, kernel, targets, weights, **settings)
+        return objective / 7, tuple(read)
 
     return jax.jit(
         jax.value_and_grad(scaled, (0, 1), has_aux=True), compiler_options=QUICKLY
@@ -141,7 +142,7 @@ def test_tokens_without_weight_do_not_count(chunk):
     noise = jnp.where(weights[..., None] > 0, hidden, 50.0)
     got = run(noise, kernel, (targets + (weights == 0)) % 30, weights)
     assert_close(got, want)
-    (objective, cross), gradients = run(hidden, kernel, targets, 0 * weights)
+    (objective, (cross,)), gradients = run(hidden, kernel, targets, 0 * weights)
     assert objective == cross == 0 and not any(leaf.any() for leaf in gradients)
 
 
@@ -149,7 +150,7 @@ def test_tokens_without_weight_do_not_count(chunk):
 def test_bfloat16_is_multiplied_low_and_summed_high(chunk):
     arrays = draw(5, 2, 64, 16, 300, dtype=jnp.bfloat16)
     run = graded(head_loss, vocab_axis=0, z_loss=1e-3, chunk=chunk)
-    (objective, cross), (of_hidden, of_kernel) = run(*arrays)
+    (objective, (cross,)), (of_hidden, of_kernel) = run(*arrays)
     assert objective.dtype == cross.dtype == jnp.float32
     assert of_hidden.dtype == of_kernel.dtype == jnp.bfloat16
     high = [array.astype(jnp.float32) for array in arrays[:2]]

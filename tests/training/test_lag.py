@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import json
 import math
-import shutil
 
 import jax
 import pytest
@@ -233,11 +232,11 @@ def test_when_all_diverge_it_says_so(plan, change, tmp_path, monkeypatch):
         train(plan, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_with_gates_compiles_each_candidate_s_own(plan, change, tmp_path):
     gated = change(plan, growth={"ramp_steps": 3}, compile_ahead=False)
     with pytest.raises(Stopped):
         train(gated, tmp_path / "run", stop_at=6)
-    shutil.copytree(tmp_path / "run", tmp_path / "copy")
     [decision] = decisions.read(tmp_path / "run")
     plain = change(
         gated, choice=ChoiceConfig(), growth={"operator": decision["operator"]}

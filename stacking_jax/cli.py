@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation, cli_processes
+from stacking_jax import __version__, cli_analysis, cli_evaluation, cli_processes
 from stacking_jax.errors import UserError
 
 _EXAMPLES = """\
@@ -25,6 +25,7 @@ examples:
   stacking-jax vocab    --gin_file gin/experiments/demo.gin --vocab_size 8000 --out code.model
   stacking-jax generate --run_dir runs/demo --prompt "def "
   stacking-jax evaluate --run_dir runs/demo --tasks primitives --shots 0 --limit 200
+  stacking-jax diagnose --run_dir runs/demo
   stacking-jax compare  runs/a runs/b --out report.html
   stacking-jax grow     runs/demo runs/deeper --operator midas --block 2 --to 12 --total_steps 640
   stacking-jax export   runs/demo demo_hf
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_processes.add_arguments(sample)
 
     cli_evaluation.add_commands(command, _gin_arguments)
+    cli_analysis.add_commands(command)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

@@ -127,9 +127,9 @@ class Walk:
         layer = nnx.merge(graph, jax.tree.map(pick, nnx.to_pure_dict(state)))
         angles = model._angles(batch["positions"])
         mask = self._mask(model, batch)
-        mixed, _ = layer.attention(layer.attentionnorm(x), mask, angles, constrain)
+        mixed, _ = layer.attention(layer.attention_norm(x), mask, angles, constrain)
         middle = constrain(x + mixed, STREAM)
-        neurons = layer.mlp.neurons(layer.mlpnorm(middle), constrain)
+        neurons = layer.mlp.neurons(layer.mlp_norm(middle), constrain)
         thought = constrain(dense(neurons, layer.mlp.down[...], constrain), STREAM)
         return middle, (mixed, thought), neurons
 

@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         data=DataConfig(text_dir=str(folder), sequence_length=64, held_out=0.4),
         growth=GrowthConfig(operator="midas", num_stages=2),
         optimizer=OptimizerConfig(peak_learning_rate=3e-3),
-        total_steps=3, batch_size=8, log_every=1, checkpoint_every=0,
+        total_steps=3, batch_size=8, log_every=1, checkpoint_every=0, eval_batches=4,
     )  # fmt: skip
 
 

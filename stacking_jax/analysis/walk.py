@@ -94,8 +94,8 @@ class Walk:
         middle, (mixed, thought), neurons = self._run(params, batch, source, x)
         after = middle + thought
         seen = Seen(
-            total(norm(mixed) / norm(x), weights),
-            total(norm(thought) / norm(middle), weights),
+            total(_length(mixed) / norm(x), weights),
+            total(_length(thought) / norm(middle), weights),
             total(cosine(mixed, x), weights),
             total(cosine(thought, middle), weights),
             jnp.sum(jnp.where(weights[..., None], jnp.abs(neurons), 0), axis=(0, 1)),
@@ -109,7 +109,7 @@ class Walk:
             middle, (mixed, thought), _ = self._run(params, batch, source, stream)
             ends.append(middle + thought)
             updates.append(mixed.astype(jnp.float32) + thought.astype(jnp.float32))
-        moved = norm(updates[1] - updates[0]) / norm(updates[0])
+        moved = _length(updates[1] - updates[0]) / norm(updates[0])
         return *ends, total(moved, carries_loss(batch))
 
     def _run(self, params, batch, source, x):
@@ -217,7 +217,7 @@ class Walk:
 
 def norm(x: jax.Array) -> jax.Array:
     """Of the last axis, in float32 and never 0."""
-    return jnp.maximum(jnp.linalg.norm(x.astype(jnp.float32), axis=-1), _TINY)
+    return jnp.maximum(_length(x), _TINY)
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -230,3 +230,7 @@ def total(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Σ values where weights are true."""
     # A select, not a product: padding may hold what is not a number.
     return jnp.sum(jnp.where(weights, values, 0.0))
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)

@@ -10,7 +10,7 @@ from typing import Any
 from stacking_jax.paths import open_path
 from stacking_jax.reporting import units
 from stacking_jax.reporting.comparison import Comparison
-from stacking_jax.reporting.markup import escape, header, legend, number, text_cell
+from stacking_jax.reporting.markup import escape, header, legend, number
 from stacking_jax.reporting.sections import name_cell
 from stacking_jax.reporting.tables import Table, render
 
@@ -218,5 +218,5 @@ def _cells(found: Found) -> str:
         number(found["step"], units.integer(found["step"]))
         + number(len(positions), units.integer(len(positions)))
         + "".join(number(value, _maybe(value, ".3f")) for value in (near, far, score, r2))
-        + text_cell(needed)
+        + number(None if most is None else most["change"], needed)
     )

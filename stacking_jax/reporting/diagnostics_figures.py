@@ -5,6 +5,7 @@ Figures hold no text of the runs; see `plots`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,6 +51,9 @@ def compared_figures(found: Mapping[int, Found]) -> list[Figure]:
     with style.context("default"):
         for key, title, draw, x, y, caption in wanted:
             figure, axes = new_axes()
+            # Room for numbers of more digits than a loss has.
+            _, bottom, _, height = axes.get_position().bounds
+            axes.set_position((0.16, bottom, 0.81, height))
             drawn = [draw(axes, here, run_style(place)) for place, here in found.items()]
             if not any(drawn):
                 continue
@@ -94,7 +98,8 @@ def write_png(found: Found, out: str | os.PathLike) -> Path:
             f"pictures need matplotlib ({error}); install the 'train' extra"
         ) from error
     with style.context("default"):
-        panels = [panel for panel in _panels() if panel[1](_Nowhere(), found)]
+        # How many there are must be known before they are laid out.
+        panels = [panel for panel in _panels() if panel[1](Canvas().subplots(), found)]
         rows = -(-len(panels) // 3)
         figure = Canvas(figsize=(14.4, 3.9 * rows), layout="constrained", dpi=110)
         grid = figure.subplots(rows, 3, squeeze=False).flatten().tolist()
@@ -144,16 +149,6 @@ def _panels() -> list[tuple[str, Callable, tuple[str, str] | None]]:
         heat[3],
         ("Output without a layer", alone(_outputs), ("layer", "‖change of probabilities‖")),
     ]
-
-
-class _Nowhere:
-    """Stands for axes where only whether there is something to draw is asked."""
-
-    def __getattr__(self, name):
-        return lambda *args, **options: self
-
-    def __iter__(self):
-        return iter((self, self))
 
 
 def _label(axes, x: str, y: str) -> None:
@@ -291,9 +286,14 @@ def _blocks_of(axes, found: Found) -> None:
 # ---- Heat maps ----------------------------------------------------------------------------------
 
 
-def _heat(axes, matrix, x: str, y: str, low: float, high: float, colors: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _heat(
+    axes, matrix, x: str, y: str, low: float, high: float, colors: str, later: bool = False
+) -> None:
+    """A square of colours, blank for a layer with itself; `later`: also with those before it."""
+    matrix = [
+        [math.nan if i == j or (later and j < i) else value for j, value in enumerate(row)]
+        for i, row in enumerate(matrix)
+    ]
     drawn = axes.pcolormesh(
         matrix, cmap=colors, vmin=low, vmax=high, edgecolors="white",
         linewidth=0.4 if len(matrix) <= 24 else 0,
@@ -301,8 +301,6 @@ def _heat(axes, matrix, x: str, y: str, low: float, high: float, colors: str) ->
     count = len(matrix)
     # Numbers of layers stand in the middle of their squares.
     step = -(-count // 12)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xticks([i + 0.5 for i in range(0, count, step)], range(0, count, step))
     axes.set_yticks([i + 0.5 for i in range(0, count, step)], range(0, count, step))
     axes.invert_yaxis()
@@ -311,20 +309,16 @@ def _heat(axes, matrix, x: str, y: str, low: float, high: float, colors: str) ->
     axes.spines[:].set_visible(False)
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
-    if hasattr(axes, "figure"):
-        bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.9)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, colors=INK, length=2)
+    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.9)
+    # An image would be an address in the page, which its policy forbids.
+    bar.solids.set(rasterized=False, edgecolor="face")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=INK, length=2)
 
 
-def _spread(matrix, without_diagonal: bool = True) -> float:
+def _spread(matrix) -> float:
     """The largest size of an entry, the diagonal aside: what colours should be able to show."""
-    values = [
-        abs(value)
-        for i, row in enumerate(matrix)
-        for j, value in enumerate(row)
-        if not (without_diagonal and i == j)
-    ]
+    values = [abs(v) for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j]
     return max([*values, 1e-3])
 
 
@@ -333,7 +327,7 @@ def _cosines(unit: str, called: str) -> Callable:
         matrix = ((found.get("similarity") or {}).get("mean") or {}).get(unit, [])
         if len(matrix) < 2:
             return False
-        # Small similarities show as well as large ones: the diagonal is 1 by itself.
+        # Small similarities are to show as well as large ones.
         limit = min(1.0, _spread(matrix))
         _heat(axes, matrix, called, called, -limit, limit, "RdBu_r")
         return True
@@ -345,7 +339,7 @@ def _later(axes, found: Found) -> bool:
     matrix = (found.get("effects") or {}).get("later", [])
     if len(matrix) < 2:
         return False
-    _heat(axes, matrix, "effect at layer", "layer skipped", 0, _spread(matrix), "viridis")
+    _heat(axes, matrix, "effect at layer", "layer skipped", 0, _spread(matrix), "viridis", True)
     return True
 
 
@@ -358,15 +352,15 @@ def _neurons(axes, found: Found) -> bool:
 
 
 _HEAT_MAPS = (
-    ("layers", "similarity of layers", _cosines("layers", "layer"),
+    ("layers", "Similarity of layers", _cosines("layers", "layer"),
      "Cosine of the weights of every two layers, mean over the seven matrices. The scale ends at "
-     "the largest cosine of two different layers."),
-    ("blocks", "similarity of blocks", _cosines("blocks", "block"),
+     "the largest of them."),
+    ("blocks", "Similarity of blocks", _cosines("blocks", "block"),
      "The same of blocks of layers, their weights put end to end."),
-    ("later", "effect of skipping on later layers", _later,
+    ("later", "Effect of skipping on later layers", _later,
      "Relative change of what each later layer adds to the stream, when an earlier one is "
      "skipped."),
-    ("neurons", "overlap of active neurons", _neurons,
+    ("neurons", "Overlap of active neurons", _neurons,
      "Intersection over union of the most active hundredth of MLP neurons of every two layers. "
-     "The scale ends at the largest overlap of two different layers."),
+     "The scale ends at the largest of them."),
 )  # fmt: skip

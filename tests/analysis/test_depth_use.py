@@ -18,7 +18,9 @@ def loss_of(graph, sample):
     step = jax.jit(make_eval_step(graph))
 
     def loss(params):
-        nats, tokens = zip(*(step(params, batch) for _, _, batch in sample.batches()))
+        nats, tokens = zip(
+            *(step(params, batch) for _, _, batch in sample.batches()), strict=True
+        )
         return float(sum(nats)) / int(sum(tokens))
 
     return loss
@@ -28,10 +30,16 @@ def test_a_changed_map_has_the_loss_of_the_changed_weights(graph, params, sample
     changed = interventions(range(4), 2)
     found = losses_of_maps(graph, params, range(4), changed, sample)
     assert found["loss"] == pytest.approx(loss_of(params), rel=1e-6)
-    assert len(found["interventions"]) == len(changed) == 18
-    for row in found["interventions"]:
-        grown = grow(params, tuple(row["map"]), layout=LAYOUT)
+    rows = found["interventions"]
+    assert len(rows) == len(changed) == 18
+    whole = jax.tree.map(np.asarray, params)
+    # Of every kind one: all lengths of a map, and permutations of layers and within a block.
+    one = {(row["kind"], row["unit"]): row for row in rows}
+    assert len(one) == 7
+    for row in one.values():
+        grown = grow(whole, tuple(row["map"]), layout=LAYOUT)
         assert found["loss"] + row["change"] == pytest.approx(loss_of(grown), rel=1e-5)
+    for row in rows:
         low, high = row["interval"]
         assert low < row["change"] < high
 

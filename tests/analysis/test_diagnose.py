@@ -61,7 +61,7 @@ def test_json_is_one_object_and_similarity_needs_no_data(run_dir, tmp_path, caps
 def test_the_report_shows_runs_that_were_diagnosed_and_no_others(diagnosed, run_dir):
     page = report_html(compare_runs([read_run(run_dir), read_run(diagnosed)]))
     assert page.count("Inside the stack") == 1
-    assert page.count("similarity of layers") == 1
+    assert page.count("Similarity of layers") == 1
     assert "Early exit" in page and "data:" not in page
     assert "Inside the stack" not in report_html(compare_runs([read_run(run_dir)]))
 

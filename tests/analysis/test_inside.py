@@ -11,7 +11,10 @@ from flax import nnx
 from stacking_jax.analysis.inside import depth_score, effects, look, overlap_of_neurons
 from stacking_jax.growth import grow
 from stacking_jax.models import LAYOUT
+from stacking_jax.models.attention import rotary_angles
+from stacking_jax.models.kernels import attention_mask
 from stacking_jax.models.losses import carries_loss, inputs_from_targets
+from stacking_jax.models.placement import unconstrained
 from stacking_jax.training.step import make_eval_step
 
 
@@ -36,7 +39,8 @@ def silent(*positions):
 
 def test_the_lens_behind_the_last_layer_is_the_model(seen, graph, params, sample):
     step = jax.jit(make_eval_step(graph))
-    nats, tokens = map(sum, zip(*(step(params, batch) for _, _, batch in sample.batches())))
+    sums = [step(params, batch) for _, _, batch in sample.batches()]
+    nats, tokens = map(sum, zip(*sums, strict=True))
     lens = seen["lens"]
     assert lens["loss"][-1] == pytest.approx(float(nats) / int(tokens), rel=1e-5)
     assert lens["overlap"][-1] == lens["agreement"][-1] == 1.0
@@ -53,26 +57,20 @@ def test_the_lens_before_is_the_model_without_its_last_layers(seen, network_of, 
 
 
 def test_contributions_are_those_of_the_branches_computed_alone(seen, graph, params, sample):
-    """The first layer's attention, from its module and on one device."""
-    model = nnx.merge(graph, jax.tree.map(np.asarray, params))
+    """The first layer's attention, from its own module and on one device."""
+    params = jax.tree.map(np.asarray, params)
+    model = nnx.merge(graph, params)
+    config = model.config
+    definition, layers = nnx.split(model.stack.layers)
+    layer = nnx.merge(definition, jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), layers))
     shares, tokens = 0.0, 0
     for _, _, batch in sample.batches():
-        batch = {name: np.asarray(leaf) for name, leaf in batch.items()}
+        batch = {name: jnp.asarray(np.asarray(leaf)) for name, leaf in batch.items()}
         inputs = inputs_from_targets(batch["tokens"], batch["segment_ids"])
-        model_of_one = grow(nnx.to_pure_dict(nnx.state(model)), (0,), layout=LAYOUT)
-        muted = changed(model_of_one, mlp_down=silent(0))
-        x = model.embedding[...][inputs]
-        # The model without head, norm or MLP: scale 1 undone by the norm's own size.
-        stack = nnx.merge(graph, muted).stack
-        one = nnx.split(stack.layers)
-        layer = nnx.merge(one[0], jax.tree.map(lambda leaf: leaf[0], one[1]))
-        from stacking_jax.models.attention import rotary_angles
-        from stacking_jax.models.kernels import attention_mask
-
-        config = model.config
+        x = jnp.asarray(params["embedding"])[inputs]
         mask = attention_mask(config, inputs.shape, batch["segment_ids"])
         angles = rotary_angles(batch["positions"], config.head_width, config.rope_theta)
-        mixed = layer(x, mask, angles, lambda a, names: a) - x
+        mixed, _ = layer.attention(layer.attention_norm(x), mask, angles, unconstrained)
         share = jnp.linalg.norm(mixed, axis=-1) / jnp.linalg.norm(x, axis=-1)
         counted = carries_loss(batch)
         shares += float(share[counted].sum())

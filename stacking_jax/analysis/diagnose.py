@@ -77,8 +77,12 @@ def diagnose(
     if not with_data:
         return found
     found |= {"batches": sample.count, "rows": sample.rows, "data_digest": sample.digest}
-    # A scan: one program per length of a map, compiled as fast for 72 layers as for 8.
-    graph = model_graph(dataclasses.replace(run.config.model, stack="scan"))
+    # A scan is compiled as fast for 72 layers as for 8. The kernel is that of the devices here,
+    # which need not be those of the training, and nothing is kept for a backward pass.
+    shape = dataclasses.replace(
+        run.config.model, stack="scan", attention="auto", remat="none"
+    )
+    graph = model_graph(shape)
     network = Network(Walk(graph, run.mesh, top), params, sources, run.config.model.d_model)
     asked = [name for name in parts if name != "similarity"]
     for name in asked:

@@ -294,8 +294,11 @@ def _heat(
         [math.nan if i == j or (later and j < i) else value for j, value in enumerate(row)]
         for i, row in enumerate(matrix)
     ]
+    from matplotlib import colormaps
+
+    # As many colours as an eye tells apart: the scale beside it is a rectangle for each.
     drawn = axes.pcolormesh(
-        matrix, cmap=colors, vmin=low, vmax=high, edgecolors="white",
+        matrix, cmap=colormaps[colors].resampled(49), vmin=low, vmax=high, edgecolors="white",
         linewidth=0.4 if len(matrix) <= 24 else 0,
     )
     count = len(matrix)

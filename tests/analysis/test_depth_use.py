@@ -26,6 +26,7 @@ def loss_of(graph, sample):
     return loss
 
 
+@pytest.mark.slow
 def test_a_changed_map_has_the_loss_of_the_changed_weights(graph, params, sample, loss_of):
     changed = interventions(range(4), 2)
     found = losses_of_maps(graph, params, range(4), changed, sample)

@@ -116,6 +116,7 @@ def test_effects_are_those_of_the_skipped_network(network_of, params, sample, se
     assert depth_score([0, 0]) is None
 
 
+@pytest.mark.slow
 def test_whole_logits_and_logits_in_columns_agree(network_of, params, sample, monkeypatch):
     from stacking_jax.analysis import walk
 
@@ -128,6 +129,7 @@ def test_whole_logits_and_logits_in_columns_agree(network_of, params, sample, mo
         assert cut[name] == pytest.approx(whole[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_device_sees_what_eight_see(seen, graph, params, config):
     from stacking_jax.analysis.inside import Network
     from stacking_jax.analysis.sample import Sample

@@ -12,10 +12,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation, cli_processes, cli_select, host_memory
+from stacking_jax import (
+    __version__,
+    cli_analysis,
+    cli_evaluation,
+    cli_processes,
+    cli_select,
+    host_memory,
+)
 from stacking_jax.errors import UserError
 
-_COMPUTES = ("train", "finetune", "evaluate", "generate")
+_COMPUTES = ("train", "finetune", "evaluate", "generate", "diagnose", "select", "lag-study", "lab")
 """Commands that run steps of a model, over and over."""
 
 _EXAMPLES = """\
@@ -31,6 +38,7 @@ examples:
   stacking-jax vocab    --gin_file gin/experiments/demo.gin --vocab_size 8000 --out code.model
   stacking-jax generate --run_dir runs/demo --prompt "def "
   stacking-jax evaluate --run_dir runs/demo --tasks primitives --shots 0 --limit 200
+  stacking-jax diagnose --run_dir runs/demo
   stacking-jax compare  runs/a runs/b --out report.html
   stacking-jax select   --run_dir runs/demo --step 100 --candidates midas,gradstack --lag 20
   stacking-jax grow     runs/demo runs/deeper --operator midas --block 2 --to 12 --total_steps 640
@@ -184,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_evaluation.add_commands(command, _gin_arguments)
     cli_select.add_commands(command)
+    cli_analysis.add_commands(command)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

@@ -151,7 +151,11 @@ class RunModels:
 
     def depth(self, step: int) -> int:
         """Layers of one checkpoint."""
-        return int(self._checkpoints.read_meta(step)["depth"])
+        return int(self.meta(step)["depth"])
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What stands beside the state of one checkpoint: its plan, its history."""
+        return self._checkpoints.read_meta(step)
 
 
 def language_model(

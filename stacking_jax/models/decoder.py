@@ -107,8 +107,12 @@ class GatedMLP(nnx.Module):
         self.down = _matrix(rngs, narrow, ("mlp", "embed"), (2 * config.num_layers) ** -0.5)
 
     def __call__(self, x, constrain):
+        return dense(self.neurons(x, constrain), self.down[...], constrain)
+
+    def neurons(self, x, constrain):
+        """The inner activations `[B, L, F]`."""
         gate, up = (dense(x, kernel[...], constrain) for kernel in (self.gate, self.up))
-        return dense(gated(gate, up), self.down[...], constrain)
+        return gated(gate, up)
 
 
 class DecoderLayer(nnx.Module):

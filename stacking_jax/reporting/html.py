@@ -17,6 +17,7 @@ from stacking_jax.errors import UserError
 from stacking_jax.reporting.boundaries import boundaries_section
 from stacking_jax.reporting.choices import choices_section
 from stacking_jax.reporting.comparison import EQUAL_FLOPS, Comparison
+from stacking_jax.reporting.diagnostics import inside_section
 from stacking_jax.reporting.goodput import goodput_section
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
 from stacking_jax.reporting.markup import escape, legend
@@ -129,6 +130,7 @@ def report_html(
         tasks_section(comparison),
         isoplot_section(iso),
         f'<h2>Curves</h2><div class="figures">{drawn}</div>' if drawn else "",
+        inside_section(comparison),
         goodput_section(comparison),
         boundaries_section(comparison),
         choices_section(comparison),

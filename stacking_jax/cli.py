@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation, cli_processes
+from stacking_jax import __version__, cli_evaluation, cli_processes, cli_study
 from stacking_jax.errors import UserError
 
 _EXAMPLES = """\
@@ -26,6 +26,7 @@ examples:
   stacking-jax generate --run_dir runs/demo --prompt "def "
   stacking-jax evaluate --run_dir runs/demo --tasks primitives --shots 0 --limit 200
   stacking-jax compare  runs/a runs/b --out report.html
+  stacking-jax study    --gin_file gin/studies/demo.gin --run_dir runs/study
   stacking-jax grow     runs/demo runs/deeper --operator midas --block 2 --to 12 --total_steps 640
   stacking-jax export   runs/demo demo_hf
   stacking-jax import   SmolLM-135M runs/smol
@@ -162,9 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     cli_processes.add_arguments(sample)
 
     cli_evaluation.add_commands(command, _gin_arguments)
+    cli_study.add_commands(command, _gin_arguments)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or one study")
     compare.add_argument("--out", metavar="report.html", help="write one self-contained HTML page")
     compare.add_argument("--json", action="store_true", help="print one JSON object instead")
 
@@ -351,6 +353,8 @@ def _generate(arguments) -> int:
 
 
 def _compare(arguments) -> int:
+    if cli_study.is_study(arguments):
+        return cli_study.report(arguments.runs[0], arguments.out)
     from stacking_jax.reporting import compare
 
     compare(arguments.runs, arguments.out, as_json=arguments.json)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import stacking_jax
@@ -18,7 +19,8 @@ from stacking_jax.reporting.comparison import EQUAL_FLOPS, Comparison
 from stacking_jax.reporting.goodput import goodput_section
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
 from stacking_jax.reporting.markup import escape, legend
-from stacking_jax.reporting.plots import draw_figures
+from stacking_jax.reporting.plots import Figure, draw_figures
+from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.sections import (
     config_section,
     results_section,
@@ -74,8 +76,16 @@ def write_report(
     Raises:
       UserError: the figures cannot be drawn without matplotlib, or the file cannot be written.
     """
+    return write_page(report_html(comparison, command, now), out)
+
+
+def write_page(page: str, out: str | os.PathLike) -> Path:
+    """Writes an HTML page, whole or not at all; returns its path.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     out = Path(out)
-    page = report_html(comparison, command, now)
     if out.is_dir():
         raise UserError(f"{out} is a directory; give the report a file name, such as report.html")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -100,7 +110,7 @@ def report_html(
     """The whole page as text. Arguments and errors as `write_report`."""
     iso = isoplots(comparison.runs)
     try:
-        figures = [*draw_figures(comparison), *isoplot_figures(comparison, iso)]
+        figures = [*draw_figures(comparison), *isoplot_figures(comparison.runs, iso)]
     except ImportError as error:
         raise UserError(
             f"the report's figures need matplotlib ({error}); install the 'train' extra, or leave"
@@ -108,15 +118,10 @@ def report_html(
         ) from error
     labels = [row.label for row in comparison.rows]
     title = "Comparison of " + str(len(labels)) + " runs" if len(labels) > 1 else "One run"
-    drawn = "".join(
-        f'<figure class="card"><h3>{escape(figure.title)}</h3>{legend(labels)}'
-        f'<div class="white">{figure.svg}</div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
-        for figure in figures
-    )
+    drawn = figure_cards(figures, labels)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _meta(comparison, now or datetime.datetime.now().astimezone()),
+        meta_line(comparison.runs, now or datetime.datetime.now().astimezone()),
         f"<pre><code>{escape(command)}</code></pre>" if command else "",
         results_section(comparison),
         speedup_section(comparison),
@@ -130,21 +135,37 @@ def report_html(
         _HOW_TO_READ,
         _footer(comparison),
     ]
+    return page_of(f"{title}: {', '.join(labels)}", parts)
+
+
+def figure_cards(figures: Sequence[Figure], labels: Sequence[str]) -> str:
+    """Each figure under its title and the legend that is common to all."""
+    return "".join(
+        f'<figure class="card"><h3>{escape(figure.title)}</h3>{legend(labels)}'
+        f'<div class="white">{figure.svg}</div>'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for figure in figures
+    )
+
+
+def page_of(title: str, parts: Sequence[str]) -> str:
+    """A whole page of these parts of HTML; the title is text."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';"
         " style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}: {escape(', '.join(labels))}</title>"
+        f"<title>{escape(title)}</title>"
         f"<style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
 
 
-def _meta(comparison: Comparison, now: datetime.datetime) -> str:
-    versions = {}
-    for run in comparison.runs:
+def meta_line(runs: Sequence[Run], now: datetime.datetime) -> str:
+    """When a page was made, and by which versions its runs were."""
+    versions: dict[str, list[str]] = {}
+    for run in runs:
         for name, version in run.versions.items():
             versions.setdefault(name, []).append(version)
     versions.pop("stacking_jax", None)

@@ -33,9 +33,10 @@ EXPERIMENT = "gin/experiments/depth_reasoning.gin"
 
 
 def asked(rng: np.random.Generator, problem, values: dict[str, str]) -> tuple[str, str]:
-    """A program, the question of the problem, and a few more about variables of its depth."""
-    names = list(values)
-    others = [names[i] for i in rng.integers(len(names), size=int(rng.choice([0, 3, 7])))]
+    """A program, the question of the problem, and others of its depth, each asked once."""
+    first = problem.prompt.removesuffix(QUESTION).splitlines()[-1]
+    names = [name for name in values if name != first]
+    others = [names[i] for i in rng.permutation(len(names))[: rng.integers(len(names) + 1)]]
     more = "".join(f"\n{name}{QUESTION}{values[name]}" for name in others)
     return problem.prompt, problem.target + more
 

@@ -354,7 +354,7 @@ def _generate(arguments) -> int:
 
 def _compare(arguments) -> int:
     if cli_study.is_study(arguments):
-        return cli_study.report(arguments.runs[0], arguments.out)
+        return cli_study.report(arguments.runs[0], arguments.out, arguments.json)
     from stacking_jax.reporting import compare
 
     compare(arguments.runs, arguments.out, as_json=arguments.json)

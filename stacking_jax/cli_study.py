@@ -39,10 +39,10 @@ def is_study(arguments: argparse.Namespace) -> bool:
     return len(arguments.runs) == 1 and (Path(arguments.runs[0]) / MANIFEST).exists()
 
 
-def report(study: str, out: str | None = None) -> int:
+def report(study: str, out: str | None = None, as_json: bool = False) -> int:
     from stacking_jax.study.command import report_study
 
-    report_study(study, out)
+    report_study(study, out, as_json)
     return 0
 
 

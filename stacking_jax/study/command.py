@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -51,17 +52,25 @@ def run_study(
     return counts
 
 
-def report_study(run_dir: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
+def report_study(
+    run_dir: str | os.PathLike, out: str | os.PathLike | None = None, as_json: bool = False
+) -> Path:
     """Writes results.json and the report of what is complete so far; returns the report's path.
+
+    Args:
+      run_dir: the folder of the study.
+      out: the report; None: report.html in that folder.
+      as_json: print what results.json holds in place of the declared comparisons.
 
     Raises:
       UserError: the folder holds no study, a run in it is broken, or nothing can be written.
     """
     study = read_study(local_path(run_dir))
     analysis = analyse(study)
-    write_json(study.path / RESULTS, results_of(study, analysis))
+    results = results_of(study, analysis)
+    write_json(study.path / RESULTS, results)
     path = write_page(study_html(study, analysis), out or study.path / REPORT)
-    text = declared_text(analysis)
+    text = json.dumps(results) if as_json else declared_text(analysis)
     if text:
         print(text)
     say(f"report: {path}")
@@ -92,7 +101,10 @@ def declared_text(analysis: Analysis) -> str:
     """The declared comparisons as lines for a terminal."""
     lines = []
     for line in (*analysis.declared, *analysis.noise):
-        said = f"{line.arm} − {line.reference}, {line.endpoint} ({line.budget}): {line.says}"
+        pair = f"{line.arm} − {line.reference}, {line.endpoint} ({line.budget})"
+        if line.arm == line.reference:
+            pair = f"A/A, {line.arm}, {line.endpoint}"
+        said = f"{pair}: {line.says}"
         if line.found and line.found.low is not None:
             said += (
                 f", {line.found.mean:+.4f} ({line.found.low:+.4f} to {line.found.high:+.4f}) over "

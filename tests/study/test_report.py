@@ -57,6 +57,8 @@ def test_compare_reports_a_study(make_study, capsys):
     found = json.loads((study / "results.json").read_text())
     assert found["arms"]["midas"]["loss"]["0"] and (study / "report.html").exists()
     assert found["declared"][0]["found"]["pairs"] == 4
+    assert cli.main(["compare", str(study), "--json", "--out", str(study / "other.html")]) == 0
+    assert json.loads(capsys.readouterr().out) == found and (study / "other.html").exists()
 
 
 def test_the_package_itself_is_light():

@@ -20,6 +20,7 @@ TRAIN = [
     "matplotlib>=3.9",
     "orbax-checkpoint>=0.12",
     "rich>=13",
+    "scipy>=1.13",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6",
 ]

@@ -18,6 +18,7 @@ from stacking_jax import (
     cli_evaluation,
     cli_processes,
     cli_select,
+    cli_study,
     host_memory,
 )
 from stacking_jax.errors import UserError
@@ -41,6 +42,7 @@ examples:
   stacking-jax diagnose --run_dir runs/demo
   stacking-jax compare  runs/a runs/b --out report.html
   stacking-jax select   --run_dir runs/demo --step 100 --candidates midas,gradstack --lag 20
+  stacking-jax study    --gin_file gin/studies/demo.gin --run_dir runs/study
   stacking-jax grow     runs/demo runs/deeper --operator midas --block 2 --to 12 --total_steps 640
   stacking-jax export   runs/demo demo_hf
   stacking-jax import   SmolLM-135M runs/smol
@@ -193,9 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     cli_evaluation.add_commands(command, _gin_arguments)
     cli_select.add_commands(command)
     cli_analysis.add_commands(command)
+    cli_study.add_commands(command, _gin_arguments)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or one study")
     compare.add_argument("--out", metavar="report.html", help="write one self-contained HTML page")
     compare.add_argument("--json", action="store_true", help="print one JSON object instead")
 
@@ -397,6 +400,8 @@ def _generate(arguments) -> int:
 
 
 def _compare(arguments) -> int:
+    if cli_study.is_study(arguments):
+        return cli_study.report(arguments.runs[0], arguments.out, arguments.json)
     from stacking_jax.reporting import compare
 
     compare(arguments.runs, arguments.out, as_json=arguments.json)

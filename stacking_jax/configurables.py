@@ -15,6 +15,7 @@ from stacking_jax.evaluation.finetune_config import FinetuneConfig
 from stacking_jax.gin_config import one_line_errors, require_gin
 from stacking_jax.models import DecoderConfig
 from stacking_jax.planning import PlanConfig
+from stacking_jax.study.config import StudyConfig
 from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.config import GrowthConfig, MeshConfig, OptimizerConfig, TrainConfig
 from stacking_jax.training.distill_config import DistillConfig
@@ -26,7 +27,7 @@ from stacking_jax.training.spike_config import SpikeConfig
 CONFIGURABLES = (
     DecoderConfig, DataConfig, UL2Config, GrowthConfig, OptimizerConfig, MeshConfig, TrainConfig,
     EvaluationConfig, FinetuneConfig, SpikeConfig, PlanConfig, LoopConfig, SimilarityConfig,
-    PathConfig, DistillConfig, ChoiceConfig,
+    PathConfig, DistillConfig, ChoiceConfig, StudyConfig,
 )
 
 _registered: dict[type, type] = {}

@@ -10,6 +10,7 @@ import pytest
 
 from stacking_jax import cli, configurables, gin_config
 from stacking_jax.evaluation import registry
+from stacking_jax.study.config import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,6 +60,9 @@ def test_commands_are_accepted(command, tmp_path, monkeypatch, capsys):
     arguments = cli._parser().parse_args(rest)
     if getattr(arguments, "gin_file", None):
         gin_config.load(arguments.gin_file, bindings, configurables.register)
+        if argv[0] == "study":
+            assert configurables.configured(StudyConfig).all_arms()
+            return
         if argv[0] == "finetune":
             assert configurables.configured(configurables.FinetuneConfig).tasks
             return

@@ -21,7 +21,8 @@ from stacking_jax.reporting.diagnostics import inside_section
 from stacking_jax.reporting.goodput import goodput_section
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
 from stacking_jax.reporting.markup import escape, legend
-from stacking_jax.reporting.plots import draw_figures
+from stacking_jax.reporting.plots import Figure, draw_figures
+from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.sections import (
     config_section,
     results_section,
@@ -81,7 +82,11 @@ def write_report(
 
 
 def write_page(out: str | os.PathLike, text: str) -> Path:
-    """Writes a page whole or not at all; returns its path. Raises as `write_report`."""
+    """Writes an HTML page, whole or not at all; returns its path.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a directory; give the report a file name, such as report.html")
@@ -107,7 +112,7 @@ def report_html(
     """The whole page as text. Arguments and errors as `write_report`."""
     iso = isoplots(comparison.runs)
     try:
-        figures = [*draw_figures(comparison), *isoplot_figures(comparison, iso)]
+        figures = [*draw_figures(comparison), *isoplot_figures(comparison.runs, iso)]
     except ImportError as error:
         raise UserError(
             f"the report's figures need matplotlib ({error}); install the 'train' extra, or leave"
@@ -115,15 +120,10 @@ def report_html(
         ) from error
     labels = [row.label for row in comparison.rows]
     title = "Comparison of " + str(len(labels)) + " runs" if len(labels) > 1 else "One run"
-    drawn = "".join(
-        f'<figure class="card"><h3>{escape(figure.title)}</h3>{legend(labels)}'
-        f'<div class="white">{figure.svg}</div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
-        for figure in figures
-    )
+    drawn = figure_cards(figures, labels)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _meta(comparison, now or datetime.datetime.now().astimezone()),
+        meta_line(comparison.runs, now or datetime.datetime.now().astimezone()),
         f"<pre><code>{escape(command)}</code></pre>" if command else "",
         results_section(comparison),
         speedup_section(comparison),
@@ -142,6 +142,16 @@ def report_html(
     return page(f"{title}: {', '.join(labels)}", parts)
 
 
+def figure_cards(figures: Sequence[Figure], labels: Sequence[str]) -> str:
+    """Each figure under its title and the legend that is common to all."""
+    return "".join(
+        f'<figure class="card"><h3>{escape(figure.title)}</h3>{legend(labels)}'
+        f'<div class="white">{figure.svg}</div>'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for figure in figures
+    )
+
+
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page of these pieces of HTML; the title is plain text."""
     return (
@@ -156,9 +166,10 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _meta(comparison: Comparison, now: datetime.datetime) -> str:
-    versions = {}
-    for run in comparison.runs:
+def meta_line(runs: Sequence[Run], now: datetime.datetime) -> str:
+    """When a page was made, and by which versions its runs were."""
+    versions: dict[str, list[str]] = {}
+    for run in runs:
         for name, version in run.versions.items():
             versions.setdefault(name, []).append(version)
     versions.pop("stacking_jax", None)

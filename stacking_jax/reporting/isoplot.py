@@ -157,8 +157,15 @@ def fit_line(losses: Sequence[float], scores: Sequence[float]) -> Line | None:
 # Figures
 
 
-def isoplot_figures(comparison: Comparison, found: Sequence[Isoplot]) -> list[Figure]:
+def isoplot_figures(
+    runs: Sequence[Run], found: Sequence[Isoplot], styles: Sequence[int] | None = None
+) -> list[Figure]:
     """One figure per group, for the report.
+
+    Args:
+      runs: as `isoplots` was given them.
+      found: what it found.
+      styles: per run the place that decides its colour and mark; by default its own.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -169,7 +176,7 @@ def isoplot_figures(comparison: Comparison, found: Sequence[Isoplot]) -> list[Fi
     with style.context("default"):
         for plot in found:
             figure, axes = new_axes()
-            draw(axes, comparison.runs, plot)
+            draw(axes, runs, plot, styles)
             title = f"{units.group_title(plot.group)} against loss"
             caption = (
                 "A mark per checkpoint: validation log-perplexity and the mean score of "
@@ -184,13 +191,15 @@ def isoplot_figures(comparison: Comparison, found: Sequence[Isoplot]) -> list[Fi
     return figures
 
 
-def draw(axes, runs: Sequence[Run], plot: Isoplot) -> None:
+def draw(
+    axes, runs: Sequence[Run], plot: Isoplot, styles: Sequence[int] | None = None
+) -> None:
     """Draws one group; checkpoints of a run are joined in the order of their steps."""
     from matplotlib.ticker import MaxNLocator
 
     drawn: set[str] = set()
     for i, (run, points) in enumerate(zip(runs, plot.points, strict=True)):
-        style = run_style(i)
+        style = run_style(i if styles is None else styles[i])
         if points:
             x, y = [p.loss for p in points], [p.score for p in points]
             axes.plot(x, y, color=style["color"], lw=0.6, alpha=0.35, zorder=2)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from stacking_jax import __version__, cli_evaluation, cli_processes
+from stacking_jax import __version__, cli_evaluation, cli_lab, cli_processes
 from stacking_jax.errors import UserError
 
 _EXAMPLES = """\
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_processes.add_arguments(sample)
 
     cli_evaluation.add_commands(command, _gin_arguments)
+    cli_lab.add_commands(command)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

@@ -55,7 +55,7 @@ class Claim:
     def to_dict(self) -> dict[str, Any]:
         return {
             "key": self.key, "text": self.text, "source": self.source, "verdict": self.verdict,
-            "measure": self.measure, "bound": self.bound,
+            "measure": self.measure, "bound": self.bound, "below": self.below,
             **{name: getattr(self.value, name) for name in ("mean", "low", "high")},
             "seeds": self.value.count,
         }  # fmt: skip

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from stacking_jax.lab import fitting, population, stacks
+from stacking_jax.lab import fitting, population
 from stacking_jax.lab.prompts import Covariances
 from stacking_jax.lab.settings import IclSettings
 from stacking_jax.lab.stacks import Stack

@@ -104,7 +104,7 @@ def fit(
     recorded = [] if record is None else [record(layers)]
     losses, done = [], 0
     while done < steps:
-        count = min(max(1, steps // 20), steps - done)
+        count = min(-(-steps // 20), steps - done)
         carry, values = some_steps(carry, done, count)
         losses.append(np.asarray(values))
         done += count
@@ -123,9 +123,7 @@ def make_optimizer(settings: IclSettings, steps: int) -> optax.GradientTransform
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), rule)
 
 
-def held_out(
-    draw: Draw, kappas: jax.Array, seeds: jax.Array, count: int
-) -> Prompts:
+def held_out(draw: Draw, kappas: jax.Array, seeds: jax.Array, count: int) -> Prompts:
     """Test prompts `[models, count, ...]`: the same for every arm and depth."""
 
     def one(kappa, seed):
@@ -134,13 +132,14 @@ def held_out(
     return jax.jit(jax.vmap(one))(kappas, seeds)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def losses_by_position(
     stack: stacks.Stack, layers: Any, prompts: Prompts, depth: int
-) -> np.ndarray:
+) -> jax.Array:
     """Relative losses read after 1 .. depth positions: `[models, depth]`."""
 
     def one(layers, prompts):
         read = stacks.predict_each(stack, layers, prompts.tokens, depth)
         return stacks.relative_loss(read, prompts)
 
-    return np.asarray(jax.jit(jax.vmap(one))(layers, prompts))
+    return jax.vmap(one)(layers, prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from stacking_jax.lab import fitting, population
-from stacking_jax.lab.prompts import Covariances
+from stacking_jax.lab.prompts import Covariances, Prompts
 from stacking_jax.lab.settings import IclSettings
 from stacking_jax.lab.stacks import Stack
 
@@ -54,21 +55,29 @@ def measure_stack(
     )
     shape = (len(settings.kappas), settings.seeds)
     positions = stack.depth * (settings.extra_loops if stack.tied else 1)
-    own = fitting.held_out(draw, kappas, seeds, settings.test_prompts)
-    by_position = fitting.losses_by_position(stack, layers, own, positions)
-    found = {
-        "by_position": _lists(by_position.reshape(*shape, positions)),
-        "train": _lists(trained[-max(1, len(trained) // 10) :].mean(0).reshape(shape)),
-    }
+    found = {"train": _lists(trained[-max(1, len(trained) // 10) :].mean(0).reshape(shape))}
+    for name, prompts in _tests(settings).items():
+        loss = fitting.losses_by_position(stack, layers, prompts, positions)
+        loss = np.asarray(loss).reshape(*shape, positions)
+        shifted = name in SHIFTS
+        found[name] = _lists(loss[:, :, stack.depth - 1] if shifted else loss)
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _tests(settings: IclSettings) -> dict[str, Prompts]:
+    """Held-out prompts of every kappa and seed, the same for all arms."""
+    kappas, seeds = fitting.grid(settings, settings.kappas)
+    draw = fitting.diverse(settings)
     laws = {
+        "by_position": (draw, kappas),
         "wider": (draw, kappas * settings.wider),
         "larger": (fitting.diverse(settings, settings.larger), kappas),
     }
-    for name, (law, of) in laws.items():
-        shifted = fitting.held_out(law, of, seeds, settings.test_prompts)
-        loss = fitting.losses_by_position(stack, layers, shifted, stack.depth)[:, -1]
-        found[name] = _lists(loss.reshape(shape))
-    return found
+    return {
+        name: fitting.held_out(law, of, seeds, settings.test_prompts)
+        for name, (law, of) in laws.items()
+    }
 
 
 def measure_preconditioner(
@@ -90,13 +99,13 @@ def measure_preconditioner(
     test = fitting.held_out(draw, kappas, seeds, settings.test_prompts)
 
     def look(layers):
-        loss = fitting.losses_by_position(stack, layers, test, stack.depth)[:, -1]
+        loss = np.asarray(fitting.losses_by_position(stack, layers, test, stack.depth))[:, -1]
         far = population.distance(layers["a"][:, 0], root)
         u = jnp.linalg.norm(layers["u"][:, 0] @ root, axis=-1)
         return [np.asarray(far), np.asarray(u), loss]
 
     _, _, seen = fitting.fit(stack, draw, settings, kappas, seeds, steps, advance, look)
-    every = max(1, steps // 20)
+    every = -(-steps // 20)
     table = np.asarray(seen)  # [recorded, what, seeds]
     return {
         "steps": [min(i * every, steps) for i in range(len(seen))],

@@ -112,12 +112,10 @@ def _run(stack, layers, tokens, depth, every):
 
     start = jnp.zeros_like(tokens) if stack.injection else tokens
     depth_map = loop(1, depth) if stack.tied else tuple(range(depth))
-    # Untied stacks are short: unrolled they run faster on CPU. Loops compile once.
-    how = {"mode": "scan" if stack.tied else "unroll"}
+    # Scanned, not unrolled: compiling takes longer than a training of this size.
     if not every:
-        return run_stack(body, layers, start, depth_map, **how)
-    positions = jnp.arange(depth)
-    return run_stack(reading, layers, start, depth_map, per_position=positions, **how)[1]
+        return run_stack(body, layers, start, depth_map)
+    return run_stack(reading, layers, start, depth_map, per_position=jnp.arange(depth))[1]
 
 
 def _matrices(layer) -> tuple[jax.Array, jax.Array]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-
 import numpy as np
 
 from stacking_jax.lab import population
@@ -60,22 +58,10 @@ def _legend(axes, **how) -> None:
 
 def _band(axes, x, values, *, axis, **how) -> None:
     """The geometric mean over seeds, and their range as a band."""
-    values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-    if np.isnan(values).all():
-        return
-    with np.errstate(invalid="ignore"):
-        middle = np.exp(_over(np.nanmean, np.log(values), axis))
-    axes.plot(x, middle, ms=4, mec="white", mew=0.5, **how)
-    low, high = _over(np.nanmin, values, axis), _over(np.nanmax, values, axis)
-    axes.fill_between(x, low, high, color=how["color"], alpha=0.13, lw=0)
-
-
-def _over(function: Callable, values: np.ndarray, axis: int) -> np.ndarray:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Where every seed diverged: a gap.
-        return function(values, axis=axis)
+    axes.plot(x, np.exp(np.log(values).mean(axis)), ms=4, mec="white", mew=0.5, **how)
+    axes.fill_between(
+        x, values.min(axis), values.max(axis), color=how["color"], alpha=0.13, lw=0
+    )  # fmt: skip
 
 
 def _whole_ticks(axes, at) -> None:
@@ -156,8 +142,7 @@ def _shift(results: Results, shift: str) -> Drawn:
             arm = f"linear {blocks} {kind}"
             depths = results.arms()[arm]
             ratio = np.stack([
-                np.exp(_over(np.nanmean, np.log(_capped(
-                    results.read(arm, d, shift)) / _capped(results.final(arm, d))), 0))
+                np.exp(np.log(results.read(arm, d, shift) / results.final(arm, d)).mean(axis=0))
                 for d in depths
             ])  # fmt: skip
             style = run_style(i)
@@ -178,10 +163,6 @@ def _shift(results: Results, shift: str) -> Drawn:
         f"icl_shift_{shift}", f"Covariance shift: {said}",
         "Geometric mean over κ; bands: the range over seeds. Higher is worse.", figure,
     )  # fmt: skip
-
-
-def _capped(losses: np.ndarray) -> np.ndarray:
-    return np.minimum(losses, 1e12)
 
 
 def _loops(results: Results) -> Drawn:

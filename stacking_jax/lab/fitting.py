@@ -21,6 +21,7 @@ _HELD_OUT = 2**31 - 1  # No step of training has this number.
 Draw = Callable[[jax.Array, Any, int], Prompts]
 
 
+@functools.lru_cache(maxsize=4)
 def diverse(settings: IclSettings, larger: float = 1.0) -> Draw:
     """Tasks with a covariance each, all of them times `larger`."""
 
@@ -78,26 +79,21 @@ def fit(
         key = jax.random.fold_in(root, 0)
         return stacks.init(stack, key, settings.dimension, settings.init_scale)
 
-    def loss(layers, key, kappa):
-        prompts = draw(key, kappa, settings.batch)
+    def loss(layers, prompts):
         return stacks.relative_loss(stacks.predict(stack, layers, prompts.tokens), prompts)
 
-    def update(layers, state, root, kappa, step):
-        key = jax.random.fold_in(root, step + 1)
-        value, gradient = jax.value_and_grad(loss)(layers, key, kappa)
+    def update(layers, state, prompts):
+        value, gradient = jax.value_and_grad(loss)(layers, prompts)
         change, state = optimizer.update(gradient, state, layers)
         return optax.apply_updates(layers, change), state, value
 
-    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def some_steps(carry, first, count):
-        def one(carry, step):
-            layers, state = carry
-            layers, state, value = jax.vmap(update, in_axes=(0, 0, 0, 0, None))(
-                layers, state, roots, kappas, step
-            )
+    @functools.partial(jax.jit, donate_argnums=0)
+    def some_steps(carry, prompts):
+        def one(carry, prompts):
+            layers, state, value = jax.vmap(update)(*carry, prompts)
             return (layers, state), value
 
-        return jax.lax.scan(one, carry, first + jnp.arange(count))
+        return jax.lax.scan(one, carry, prompts)
 
     layers = jax.jit(jax.vmap(begin))(roots)
     carry = (layers, jax.vmap(optimizer.init)(layers))
@@ -105,13 +101,27 @@ def fit(
     losses, done = [], 0
     while done < steps:
         count = min(-(-steps // 20), steps - done)
-        carry, values = some_steps(carry, done, count)
+        prompts = _train_prompts(draw, kappas, seeds, done + jnp.arange(count), settings.batch)
+        carry, values = some_steps(carry, prompts)
         losses.append(np.asarray(values))
         done += count
         advance(count)
         if record is not None:
             recorded.append(record(carry[0]))
     return carry[0], np.concatenate(losses), recorded
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _train_prompts(draw: Draw, kappas, seeds, steps, batch: int) -> Prompts:
+    """`[steps, models, batch, ...]`. Apart from the training, so that it compiles once for all."""
+
+    def one(step, kappa, seed):
+        key = jax.random.fold_in(jax.random.key(seed), step + 1)  # 0 is the initial values'.
+        return draw(key, kappa, batch)
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))(
+        steps, kappas, seeds
+    )
 
 
 def make_optimizer(settings: IclSettings, steps: int) -> optax.GradientTransformation:

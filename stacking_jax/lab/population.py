@@ -56,5 +56,6 @@ def distance(a: jax.Array, root: jax.Array) -> jax.Array:
       a: `[..., d, d]`.
       root: `[d, d]`, S^½.
     """
-    off = root @ a @ root - jnp.eye(a.shape[-1])
+    off = jnp.einsum("ij,...jk,kl->...il", root, a, root)
+    off = off - jnp.broadcast_to(jnp.eye(a.shape[-1]), off.shape)
     return jnp.sqrt(jnp.sum(off**2, axis=(-2, -1)) / a.shape[-1])

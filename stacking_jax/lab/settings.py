@@ -97,6 +97,11 @@ class IclSettings:
             )
         if self.optimizer not in ("adam", "sgd"):
             raise UserError(f"lab icl: optimizer is adam or sgd; got {self.optimizer!r}")
+        if not set(self.depths) & set(self.softmax_depths) or len(self.depths) < 2:
+            raise UserError(
+                "lab icl: depths are two or more, and softmax_depths shares one of them; got "
+                f"{self.depths} and {self.softmax_depths}"
+            )
         if min(self.kappas) < 1:
             raise UserError(f"lab icl: a condition number is at least 1; got {min(self.kappas)}")
 

@@ -16,6 +16,7 @@ from stacking_jax import (
     __version__,
     cli_analysis,
     cli_evaluation,
+    cli_lab,
     cli_processes,
     cli_select,
     cli_study,
@@ -196,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_select.add_commands(command)
     cli_analysis.add_commands(command)
     cli_study.add_commands(command, _gin_arguments)
+    cli_lab.add_commands(command)
 
     compare = command("compare", _compare, "set runs side by side, in a table and a report")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or one study")

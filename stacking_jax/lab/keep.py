@@ -1,0 +1,44 @@
+"""What is measured is kept: a JSON file per cell, so that a session goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Kept:
+    """Cells of one session of measurements in `folder/cells`.
+
+    A cell is named by what it measures and by a digest of the settings: other settings measure
+    anew and leave what is there alone.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: dict[str, Any], versions: dict):
+        self.folder = Path(folder) / "cells"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([settings, versions], sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name.replace('/', '-').replace(' ', '_')}-{self.digest}.json"
+
+    def get(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell of that name, measured now if it is not there; with its `seconds`."""
+        path = self.path(name)
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        begun = time.monotonic()
+        found = compute()
+        found["seconds"] = round(time.monotonic() - begun, 2)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
+        part.replace(path)  # A cell is there whole or not at all.
+        return found
+
+    def has(self, name: str) -> bool:
+        return self.path(name).exists()

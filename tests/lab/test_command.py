@@ -1,0 +1,65 @@
+"""The command once, and that what it measured is kept and repeatable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from stacking_jax import cli
+from stacking_jax.errors import UserError
+from stacking_jax.lab import IclSettings, measure, quick
+from stacking_jax.lab.keep import Kept
+from stacking_jax.lab.stacks import Stack
+
+SMALL = dataclasses.replace(
+    quick(), kappas=(4,), steps=12, batch=8, test_prompts=32, preconditioner_steps=10,
+    dominance_steps=10,
+)  # fmt: skip
+
+
+def test_a_cell_is_a_function_of_the_settings():
+    stack = Stack("linear", True, True, 2)
+    one, two = (measure.measure_stack(stack, SMALL, lambda steps: None) for _ in range(2))
+    assert one == two
+    assert len(one["by_position"][0][0]) == 2 * SMALL.extra_loops
+
+
+def test_training_lowers_the_loss_and_the_distance():
+    settings = dataclasses.replace(SMALL, preconditioner_steps=150)
+    found = measure.measure_preconditioner(40, settings, lambda steps: None)
+    for first, last in zip(found["distance"], found["distance"], strict=True):
+        assert last[-1] < 0.8 * first[0]
+
+
+def test_cells_are_kept_by_settings_and_not_measured_twice(tmp_path):
+    kept = Kept(tmp_path, {"a": 1}, {})
+    assert kept.get("x/y", lambda: {"v": 1})["v"] == 1
+    again = Kept(tmp_path, {"a": 1}, {})
+    assert again.has("x/y") and again.get("x/y", lambda: {"v": 2})["v"] == 1
+    assert not Kept(tmp_path, {"a": 2}, {}).has("x/y")
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(UserError, match="full rank"):
+        IclSettings(pairs=3)
+    with pytest.raises(UserError, match="seeds is at least 1"):
+        IclSettings(seeds=0)
+    with pytest.raises(UserError, match="condition number"):
+        IclSettings(kappas=(0,))
+
+
+@pytest.mark.slow
+def test_the_command_measures_judges_and_draws(tmp_path, capsys):
+    out = tmp_path / "icl"
+    assert cli.main(["lab", "icl", "--quick", "--out", str(out)]) == 0
+    assert "gradient descent" in capsys.readouterr().out
+    found = json.loads((out / "icl.json").read_text())
+    assert {c["verdict"] for c in found["claims"]} <= {"holds", "does not hold", "no evidence"}
+    assert len(list((out / "figures").glob("*.png"))) == 9
+    page = (out / "icl.html").read_text()
+    assert page.count("<svg") == 9 and "http" not in page.replace("http-equiv", "")
+    # All is kept: the second time nothing is measured, and the same is said.
+    assert cli.main(["lab", "icl", "--quick", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found

@@ -43,7 +43,8 @@ def grams(layers: Any) -> dict[str, np.ndarray]:
         name: functools.reduce(lambda tree, key: tree[key], path, layers)
         for name, path in GROUPS.items()
     }
-    return {name: np.asarray(gram, np.float64) for name, gram in _grams(found).items()}
+    products = _grams(found)
+    return {name: np.asarray(products[name], np.float64) for name in GROUPS}
 
 
 @jax.jit

@@ -181,7 +181,10 @@ def _groups(axes, found: Found) -> bool:
         values = here["by_distance"][1:]
         _line(axes, range(1, len(values) + 1), values, run_style(place), label=name)
     if groups:
-        axes.legend(fontsize=8, frameon=False, ncols=2)
+        axes.legend(
+            fontsize=8, frameon=False, ncols=7, loc="upper center", bbox_to_anchor=(0.5, -0.17),
+            handlelength=1.2, columnspacing=1.0,
+        )  # fmt: skip
     return bool(groups)
 
 
@@ -255,7 +258,8 @@ def _shares(axes, found: Found, style: Style) -> bool:
     _blocks_of(axes, found)
     _line(axes, range(len(shares["attention"])), shares["attention"], style, linestyle="-")
     _line(axes, range(len(shares["mlp"])), shares["mlp"], style, linestyle=(0, (1.5, 1.2)))
-    axes.set_ylim(bottom=0)
+    if min(*shares["attention"], *shares["mlp"]) > 0:
+        axes.set_yscale("log")  # The first layer adds many times what the others do.
     return True
 
 

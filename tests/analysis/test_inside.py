@@ -63,18 +63,21 @@ def test_contributions_are_those_of_the_branches_computed_alone(seen, graph, par
     config = model.config
     definition, layers = nnx.split(model.stack.layers)
     layer = nnx.merge(definition, jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), layers))
-    shares, tokens = 0.0, 0
-    for _, _, batch in sample.batches():
-        batch = {name: jnp.asarray(np.asarray(leaf)) for name, leaf in batch.items()}
+
+    @jax.jit
+    def shares_of(batch):
         inputs = inputs_from_targets(batch["tokens"], batch["segment_ids"])
         x = jnp.asarray(params["embedding"])[inputs]
         mask = attention_mask(config, inputs.shape, batch["segment_ids"])
         angles = rotary_angles(batch["positions"], config.head_width, config.rope_theta)
         mixed, _ = layer.attention(layer.attention_norm(x), mask, angles, unconstrained)
         share = jnp.linalg.norm(mixed, axis=-1) / jnp.linalg.norm(x, axis=-1)
-        counted = carries_loss(batch)
-        shares += float(share[counted].sum())
-        tokens += int(counted.sum())
+        return share, carries_loss(batch)
+
+    shares, tokens = 0.0, 0
+    for _, _, batch in sample.batches():
+        share, counted = map(np.asarray, shares_of(jax.tree.map(np.asarray, batch)))
+        shares, tokens = shares + share[counted].sum(), tokens + counted.sum()
     assert seen["contributions"]["attention"][0] == pytest.approx(shares / tokens, rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+
 import numpy as np
 
 from stacking_jax.lab import population
@@ -66,7 +67,7 @@ def _band(axes, x, values, *, axis, **how) -> None:
 
 def _whole_ticks(axes, at) -> None:
     axes.set_xticks(list(at), [f"{value:g}" for value in at])
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
 
 
 def _depth(results: Results, family: str) -> Drawn:
@@ -148,12 +149,17 @@ def _shift(results: Results, shift: str) -> Drawn:
             style = run_style(i)
             _band(axes, depths, ratio, axis=1, color=style["color"], marker=style["marker"],
                   ls=dashes, lw=1.5, label=arm)  # fmt: skip
-    axes.set_yscale("log")
     axes.axhline(1, color=INK, lw=0.8)
+    if axes.get_ylim()[1] < 60:  # Powers of ten would leave such an axis without numbers.
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_yscale("log")
+    axes.margins(y=0.1)
     axes.set_xlabel("depth [layers or loops]")
     axes.set_ylabel("loss under shift / loss")
     _whole_ticks(axes, depths)
-    _legend(axes)
+    _legend(axes, loc="best")
     settings = results.settings
     said = {
         "wider": f"condition numbers up to {settings.wider:g} times those of training",
@@ -200,7 +206,7 @@ def _preconditioner(results: Results) -> Drawn:
               color=style["color"], marker=style["marker"], lw=1.4, label=f"n = {pairs}")
     axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel("‖S^½ A S^½ − I‖ / √d")
+    axes.set_ylabel(r"$\|S^{1/2} A\, S^{1/2} - I\|\ /\ \sqrt{d}$")
     _legend(axes)
     return Drawn(
         "icl_preconditioner", "The learnt preconditioner and the inverse covariance",
@@ -232,10 +238,10 @@ def _dominance(results: Results) -> Drawn:
     axes.set_yscale("log")
     axes.invert_xaxis()
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 1e-4), 3 * high)
+    axes.set_ylim(max(low, 1e-3), 100 * high)
     axes.set_xlabel("population loss (training goes to the right)")
-    axes.set_ylabel("‖∇L‖² / L^((2ℓ−1)/ℓ)")
-    _legend(axes, ncols=2)
+    axes.set_ylabel(r"$\|\nabla L\|^2\ /\ L^{(2\ell-1)/\ell}$")
+    _legend(axes, ncols=3, loc="upper left")
     return Drawn(
         "icl_dominance", "Gradient dominance along gradient descent",
         "A line per seed. With finite n the loss has a floor above zero, where the gradient "

@@ -13,7 +13,7 @@ from typing import Any
 
 from stacking_jax.reporting.comparison import EQUAL_FLOPS
 from stacking_jax.study import statistics
-from stacking_jax.study.results import ArmResult, StudyResult
+from stacking_jax.study.results import ArmResult, StudyResult, last_scores
 from stacking_jax.study.statistics import Difference
 
 UNITS = {"loss": "nats per token", "score": "points of 100"}
@@ -276,6 +276,14 @@ def _notes(study: StudyResult, evidence: bool | None) -> tuple[str, ...]:
             "Not all cells are complete and comparable; differences are over the seeds that "
             f"both arms have. Lacking: {', '.join(lacking)}."
         )
+    without = {
+        f"{task} ({row.get('reason', 'no value')})"
+        for arm in study.arms.values() for run in arm.runs.values()
+        for task, row in last_scores(run).items() if row.get("value") is None
+    }
+    if without:
+        listed = "; ".join(sorted(without))
+        notes.append(f"Runs without a score, since a task has no value: {listed}.")
     if study.config.may_differ:
         notes.append(
             "By the study's own design, arms may differ in "

@@ -95,9 +95,12 @@ class Stage:
     ) -> float:
         """Forward and backward FLOPs per token of a training step, every exit of a loop counted.
 
-        Turns that gradients do not go through count their forward pass alone.
+        Turns that gradients do not go through count their forward pass alone, and so does the
+        teacher of a stage that has one.
         """
-        flops = costs.flops_per_token(self.positions, head=head, attention=attention)
+        flops = costs.flops_per_token(
+            self.positions, head=head, attention=attention, taught=self.taught
+        )
         if self.loop is None:
             return flops
         layer = costs.layer_flops + (costs.attention_flops if attention else 0.0)

@@ -159,7 +159,7 @@ def _shift(results: Results, shift: str) -> Drawn:
     axes.set_xlabel("depth [layers or loops]")
     axes.set_ylabel("loss under shift / loss")
     _whole_ticks(axes, depths)
-    _legend(axes, loc="best")
+    _legend(axes, loc="center right")
     settings = results.settings
     said = {
         "wider": f"condition numbers up to {settings.wider:g} times those of training",

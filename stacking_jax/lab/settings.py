@@ -13,7 +13,7 @@ CONDITIONS = ("log_uniform", "uniform", "fixed")
 
 @dataclasses.dataclass(frozen=True)
 class IclSettings:
-    """One session of measurements; the defaults are those of the committed results.
+    """One session of measurements; the defaults are those of the command.
 
     Attributes:
       seeds: runs per cell; a seed fixes the tasks, their order and the initial values.

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
+import typing
 from pathlib import Path
 
 import jax
 
 from stacking_jax import __version__
-from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
-from stacking_jax.evaluation.config import EvaluationConfig
-from stacking_jax.models import DecoderConfig
 from stacking_jax.paths import make_folder, open_path
 from stacking_jax.training import distributed
-from stacking_jax.training.choice_config import ChoiceConfig
-from stacking_jax.training.config import (
-    GrowthConfig,
-    MeshConfig,
-    OptimizerConfig,
-    TrainConfig,
-    differences,
-    with_defaults,
-)
-from stacking_jax.training.distill_config import DistillConfig
-from stacking_jax.training.loop_config import LoopConfig
-from stacking_jax.training.similarity_config import SimilarityConfig
-from stacking_jax.training.spike_config import SpikeConfig
+from stacking_jax.training.config import TrainConfig, differences, with_defaults
 from stacking_jax.training.telemetry import one_line_disk_errors, write_json
 
 
@@ -133,12 +120,8 @@ def read_config(run_dir: str | Path) -> TrainConfig:
         raise UserError(f"{run_dir} holds no run: there is no {recorded.name} in it")
     try:
         values = dict(_read(recorded)["config"])
-        parts = {
-            "model": DecoderConfig, "data": DataConfig, "growth": GrowthConfig,
-            "optimizer": OptimizerConfig, "mesh": MeshConfig, "evaluation": EvaluationConfig,
-            "spikes": SpikeConfig, "loops": LoopConfig, "similarity": SimilarityConfig,
-            "distill": DistillConfig, "choice": ChoiceConfig,
-        }
+        kinds = typing.get_type_hints(TrainConfig)
+        parts = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
         built = {name: kind(**values.pop(name)) for name, kind in parts.items() if name in values}
         return TrainConfig(**built, **values)
     except (KeyError, TypeError) as error:

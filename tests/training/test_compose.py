@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from stacking_jax.data import DataConfig
 from stacking_jax.errors import UserError
 from stacking_jax.models import DecoderConfig
-from stacking_jax.training import GrowthConfig, OptimizerConfig, TrainConfig, compose
+from stacking_jax.training import GrowthConfig, OptimizerConfig, TrainConfig, compose, run_directory
 from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.loop_config import LoopConfig
@@ -83,6 +84,14 @@ def test_a_method_alone_makes_a_plan_and_has_a_name(name):
         "similarity": config.similarity.method, "choice": "lag(midas, lidas)",
     }
     assert config.method == names.get(name, name)
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_a_run_of_it_is_read_back_from_its_directory(name, tmp_path):
+    config = having(name, *NEEDS.get(name, ()))
+    record = json.dumps({"config": config.to_dict()})
+    (tmp_path / "config.json").write_text(record, encoding="utf-8")
+    assert run_directory.read_config(tmp_path) == config
 
 
 def test_nothing_at_all_is_full_depth():

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_said_with_what_would(plan):
 def test_the_advice_holds(plan):
     """A batch that fits with less kept: the command with its own advice exits with 0."""
     big = [
-        "--gin.BATCH_SIZE=2048", "--gin.SEQUENCE_LENGTH=512", "--gin.DecoderConfig.num_layers=64"
+        "--gin.BATCH_SIZE=4096", "--gin.SEQUENCE_LENGTH=512", "--gin.DecoderConfig.num_layers=96"
     ]
     code, out, _ = plan("h100:8", "--json", *big)
     assert code == 2

@@ -95,11 +95,14 @@ def oracle_class():
             self.keys = nnx.Param(jnp.asarray(np.array(keys, np.uint32)))
             self.next = nnx.Param(jnp.asarray(np.array([after[key] for key in keys], np.int32)))
 
-        def prefill(self, tokens, capacity, *, bidirectional=None, depth_map=None, constrain=None):
+        def prefill(
+            self, tokens, capacity, *, bidirectional=None, depth_map=None, loop=None,
+            constrain=None,
+        ):
             room = ((0, 0), (0, capacity - tokens.shape[1]))
             return jnp.pad(tokens.astype(jnp.uint32), room)
 
-        def decode(self, tokens, positions, cache, *, depth_map=None, constrain=None):
+        def decode(self, tokens, positions, cache, *, depth_map=None, loop=None, constrain=None):
             rows = jnp.arange(len(tokens))[:, None]
             cache = cache.at[rows, positions].set(tokens.astype(jnp.uint32), mode="drop")
             hashes = jnp.take_along_axis(_hashes(cache), positions, axis=1)

@@ -10,8 +10,8 @@ import numpy as np
 
 from stacking_jax.analysis.interventions import Intervention
 from stacking_jax.analysis.sample import Sample
-from stacking_jax.analysis.sums import Sums, paired_change
 from stacking_jax.training import sharding
+from stacking_jax.training.paired import BatchLoss, mean_loss, paired_difference
 from stacking_jax.training.step import make_eval_step
 
 
@@ -43,30 +43,23 @@ def losses_of_maps(
     )
     maps = [np.asarray(sources, np.int32)]
     maps += [np.asarray(each.sources, np.int32) for each in changed]
-    losses: dict[str, list[np.ndarray]] = {name: [] for name in sample.rates}
-    tokens: dict[str, list[int]] = {name: [] for name in sample.rates}
-    base = Sums(sample.rates)
+    losses: list[list[BatchLoss]] = [[] for _ in maps]
     for source, _, batch in sample.batches():
         found = []
         for each in maps:
             found.append(step(params, batch, each))
             # Waiting for the one before keeps the device busy, and its queue short.
             jax.block_until_ready(found[-2:-1])
-        count = int(found[0][1])
-        nats = np.array([float(loss) for loss, _ in found])
-        losses[source].append(nats)
-        tokens[source].append(count)
-        base.add(source, count, loss=nats[0])
+        for of, (nats, tokens) in zip(losses, found, strict=True):
+            of.append(BatchLoss(source, sample.rates[source], float(nats), int(tokens)))
         advance()
-    read = {name: np.stack(rows) for name, rows in losses.items() if rows}
-    counts = {name: np.array(tokens[name]) for name in read}
     rows = []
-    for place, each in enumerate(changed, start=1):
-        moved = {name: rows[:, place] - rows[:, 0] for name, rows in read.items()}
-        change = paired_change(moved, counts, sample.rates)
+    for each, moved in zip(changed, losses[1:], strict=True):
+        change = paired_difference(moved, losses[0])
+        known = change["low"] is not None
         rows.append({
             "kind": each.kind, "unit": each.unit, "at": each.at, "map": list(each.sources),
-            "change": change.mean,
-            "interval": None if change.interval is None else list(change.interval),
+            "change": change["difference"],
+            "interval": [change["low"], change["high"]] if known else None,
         })  # fmt: skip
-    return {"loss": float(base.mean("loss")), "interventions": rows}
+    return {"loss": mean_loss(losses[0]), "interventions": rows}

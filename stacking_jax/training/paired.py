@@ -56,7 +56,8 @@ def paired_difference(
     """How much higher the loss of `one` is than that of `other` on the same batches.
 
     A t interval of the mean over batches, each weighted by its tokens, the sources of a mixture
-    by their rates (a stratified ratio estimate). It holds what other held-out batches could have
+    by their rates (a ratio of sums over clusters, in strata: Cochran 1977, §6.3, §11.1; tokens
+    of a batch are not independent). It holds what other held-out batches could have
     said; what other seeds could have said it does not hold.
 
     Returns:

@@ -92,3 +92,49 @@ def test_more_comparisons_need_wider_intervals():
     alone = next(row for row in two if row["name"] == "c0")
     among = next(row for row in many if row["name"] == "c0")
     assert among["high"] - among["low"] > alone["high"] - alone["low"]
+
+
+# ---- Sums of differences per batch, of sources with rates ------------------------------------
+
+
+def change_of(moved, tokens, rates):
+    """The paired difference of networks whose losses on a batch differ by these sums."""
+    one, other = (
+        [
+            BatchLoss(name, rates[name], float(nats) * times, int(count))
+            for name in moved for nats, count in zip(moved[name], tokens[name], strict=True)
+        ]
+        for times in (1, 0)
+    )
+    return paired_difference(one, other)
+
+
+def test_the_interval_is_that_of_a_paired_t_test_where_batches_are_equal():
+    from scipy import stats
+
+    random = np.random.default_rng(0)
+    base, changed = random.normal(3, 1, 6), random.normal(3.2, 1, 6)
+    found = change_of({"a": 100 * (changed - base)}, {"a": np.full(6, 100)}, {"a": 1.0})
+    wanted = stats.ttest_rel(changed, base).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+    assert found["difference"] == pytest.approx((changed - base).mean())
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Batches of unlike size from two sources; 95 % ± what 2,000 trials leave open."""
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(2000):
+        tokens = {name: random.integers(50, 150, 5) for name in "ab"}
+        moved = {
+            name: count * random.normal(true, 0.3, 5)
+            for (name, count), true in zip(tokens.items(), (0.1, 0.5), strict=True)
+        }
+        found = change_of(moved, tokens, {"a": 0.5, "b": 0.5})
+        held += found["low"] < 0.3 < found["high"]
+    assert 0.93 < held / 2000 < 0.985
+
+
+def test_a_single_batch_has_no_interval():
+    found = change_of({"a": np.array([6.0])}, {"a": np.array([3])}, {"a": 1.0})
+    assert (found["difference"], found["low"], found["high"]) == (2.0, None, None)

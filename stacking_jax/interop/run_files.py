@@ -162,11 +162,7 @@ def grown_meta(
     }
     counters = dict(found.meta["counters"])
     if len(plan.stages) == 1:
-        stages = counters["stages"]
-        counters["stages"] = [
-            {name: sum(stage[name] for stage in stages) for name in stages[0]}
-            | {"depth": len(depth_map)}
-        ]
+        counters["stages"] = [_as_one(counters["stages"], plan) | {"depth": len(depth_map)}]
     else:
         empty = dataclasses.asdict(Counters.of(plan))["stages"]
         counters["stages"] = counters["stages"][: len(empty) - 1] + empty[-1:]
@@ -179,6 +175,19 @@ def grown_meta(
         # They are in the plan now, which has them in its own words.
         "decisions": [], "watch": None,
     }
+
+
+def _as_one(stages: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The counters of all stages so far as those of `plan`'s only one.
+
+    Steps, tokens and seconds add up. Losses are of the first stage's first and the last one's
+    last steps; a held-out loss is none of the grown model.
+    """
+    [names] = Counters.of(plan).stages
+    one = {name: sum(stage[name] for stage in stages) for name in names}
+    for end, stage in (("first", stages[0]), ("last", stages[-1])):
+        one |= {name: value for name, value in stage.items() if name.startswith(f"{end}_loss")}
+    return one
 
 
 def copy_foreign(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stacking_jax.growth import ModelCosts
+from stacking_jax.growth import ModelCosts, Stage
 from stacking_jax.planning.config import PlanConfig
 
 LABEL = "roofline, unverified"
@@ -31,9 +31,9 @@ class Rates:
 
 
 def executed_flops_per_token(
-    costs: ModelCosts, depth: int, remat: str, mlp_flops: float, taught: bool = False
+    stage: Stage, costs: ModelCosts, remat: str, mlp_flops: float
 ) -> float:
-    """FLOPs per token that a step carries out: the model's, and what is computed again.
+    """FLOPs per token that a step of a stage carries out: the model's, and what is computed again.
 
     'full' runs the layers forward a second time, 'dots' the attention alone (its scores and
     weighted values are products with a batch dimension, which that policy does not keep),
@@ -45,7 +45,7 @@ def executed_flops_per_token(
         "none": 0.0, "dots": costs.attention_flops, "minimal": some, "offload": some,
         "full": costs.layer_flops + costs.attention_flops,
     }[remat]
-    return costs.flops_per_token(depth, taught=taught) + depth * again
+    return stage.flops_per_token(costs) + stage.positions * again
 
 
 def step_estimate(

@@ -19,7 +19,6 @@ from stacking_jax.planning.estimate import (
     step_estimate,
 )
 from stacking_jax.training.config import TrainConfig
-from stacking_jax.training.distill_config import DistillConfig
 
 
 class Machine(Protocol):
@@ -123,10 +122,9 @@ def questions(config: TrainConfig) -> list[tuple[TrainConfig, int]]:
 
 
 def full_depth(config: TrainConfig) -> TrainConfig:
-    """The same run without growth or a teacher: what it is held against."""
+    """The same run by no method at all: what it is held against."""
     return dataclasses.replace(
-        config,
-        distill=DistillConfig(),
+        config.without_methods(),
         growth=dataclasses.replace(
             config.growth, operator=None, stages=None, stage_depths=None, stage_fractions=None,
             ramp_steps=0, rewarm_steps=0,
@@ -140,7 +138,6 @@ def stage_on(
     """What one stage needs of a machine, with its estimated step."""
     result = dict(machine.stage(config, stage, doing))
     planned, costs = config.plan().stages[stage], config.costs()
-    depth = planned.positions
     empty = dict.fromkeys((
         "step_seconds_estimate", "mfu_estimate", "bound_by", "compute_seconds",
         "memory_seconds", "link_seconds",
@@ -150,16 +147,14 @@ def stage_on(
     rows = result["collectives"]
     tokens, model = config.tokens_per_step, config.model
     mlp = 6.0 * model.d_model * model.d_ff
-    counted = planned.flops_per_token(costs)
-    again = executed_flops_per_token(costs, depth, model.remat, mlp) - costs.flops_per_token(depth)
     return result | {
         "collective_bytes": {
             kind: sum(row["bytes"] for row in rows if row["kind"] == kind)
             for kind in KINDS if any(row["kind"] == kind for row in rows)
         },
         **step_estimate(
-            tokens * counted,
-            tokens * (counted + again),
+            tokens * planned.flops_per_token(costs),
+            tokens * executed_flops_per_token(planned, costs, model.remat, mlp),
             result["traffic_bytes"], sum(row["seconds"] for row in rows), machine.rates,
         ),
     }

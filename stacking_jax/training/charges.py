@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stacking_jax.growth import ModelCosts, Plan
+from stacking_jax.growth import Plan
 from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.decisions import alike
 from stacking_jax.training.growth_config import GrowthConfig
@@ -61,13 +61,13 @@ def spent(taken: Iterable[Mapping[str, Any]]) -> dict[int, float]:
 
 
 def charged(
-    described: dict[str, Any], costs: ModelCosts, tokens_per_step: int, steps: Mapping[int, float]
+    described: dict[str, Any], tokens_per_step: int, steps: Mapping[int, float]
 ) -> dict[str, Any]:
     """A described plan with what choosing costs, which makes the run as much dearer.
 
     Args:
       described: by `Plan.describe`.
-      costs, tokens_per_step: as it was given.
+      tokens_per_step: as it was given.
       steps: stage -> training steps of it, on top of its own.
 
     Returns:
@@ -77,15 +77,12 @@ def charged(
     if not steps:
         return described
     stages = [dict(stage) for stage in described["stages"]]
-    extra = {}
-    for name, leave_out in {
-        "model_flops": {}, "model_flops_without_head": {"head": False},
-        "model_flops_without_attention": {"attention": False},
-    }.items():
-        extra[name] = tokens_per_step * sum(
-            count * costs.flops_per_token(stages[number]["run_depth"], **leave_out)
-            for number, count in steps.items()
+    extra = {
+        f"model_flops{part}": tokens_per_step * sum(
+            count * stages[number][f"flops_per_token{part}"] for number, count in steps.items()
         )
+        for part in ("", "_without_head", "_without_attention")
+    }
     for number, count in steps.items():
         flops = tokens_per_step * count * stages[number]["flops_per_token"]
         stages[number] |= {"choice_flops": flops, "flops": stages[number]["flops"] + flops}

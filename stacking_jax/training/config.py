@@ -276,6 +276,11 @@ class TrainConfig:
         self.choice.check(plan, growth)
         return self.distill.apply(plan, growth.ramp_steps)
 
+    def without_methods(self) -> TrainConfig:
+        """The same run with every method beside growth switched off, and growth as it is."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: defaults[name] for name in BESIDE_GROWTH})
+
     def costs(self) -> ModelCosts:
         """What a layer and all the rest cost, a teacher's forward pass included.
 
@@ -296,7 +301,7 @@ class TrainConfig:
         """
         plan, costs = self.plan(), self.costs()
         described = charged(
-            plan.describe(costs, self.tokens_per_step), costs, self.tokens_per_step,
+            plan.describe(costs, self.tokens_per_step), self.tokens_per_step,
             forecast(self.choice, self.growth, plan, len(self.data.mixture or [None])),
         )
         if not self.distill.on:
@@ -308,6 +313,9 @@ class TrainConfig:
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
+
+BESIDE_GROWTH = ("distill", "loops", "similarity", "paths", "choice")
+"""Settings of methods: a plain run has all of them at their defaults."""
 
 # What may change when a run goes on: it decides how a run is carried out and
 # watched, and no number that comes out of it.

@@ -170,7 +170,5 @@ def decide(
 def cost(setup: Setup, number: int, candidates: int, lag: int, batches: int) -> dict[str, Any]:
     """What the trials cost: in training steps of the stage, and in model FLOPs."""
     steps = steps_of_trials(candidates, lag, batches)
-    per_token = setup.config.model.costs(setup.config.data.sequence_length).flops_per_token(
-        setup.plan.stages[number].positions
-    )
+    per_token = setup.plan.stages[number].flops_per_token(setup.config.costs())
     return {"steps": steps, "flops": steps * setup.config.tokens_per_step * per_token}

@@ -213,7 +213,7 @@ class Setup:
         """`TrainConfig.describe_plan` of what has been decided, and what that cost."""
         tokens = self.config.tokens_per_step
         described = charged(
-            self.plan.describe(self._costs, tokens), self._costs, tokens, spent(self.decisions)
+            self.plan.describe(self._costs, tokens), tokens, spent(self.decisions)
         )
         return teacher.charged(self.config, described) if self.config.distill.on else described
 

@@ -341,8 +341,8 @@ def _compile_ahead(run: Run, number: int, steps_left: int) -> None:
     """Begins to compile what stage `number` runs, in the background, if there is such a stage."""
     if run.setup.config.compile_ahead and number < len(run.setup.plan.stages):
         arguments = _to_compile(run, number)
-        ends = dict(run.recorder.done)
-        seconds_left = steps_left * (ends[max(ends)] - ends[max(ends) - 1])
+        (_, before), (_, now) = list(run.recorder.done)[-2:]
+        seconds_left = steps_left * (now - before)
         run.ahead = CompileAhead(
             number, lambda: compile_in_turn(*arguments, try_out=True),
             niceness(seconds_left, run.compile_seconds),

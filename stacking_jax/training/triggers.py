@@ -41,7 +41,7 @@ def budgets(choice: ChoiceConfig, plan: Plan, costs: ModelCosts, tokens: int) ->
     """
     by_tokens = choice.trigger == "tokens"
     spent = [
-        stage.steps * tokens * (1.0 if by_tokens else costs.flops_per_token(stage.positions))
+        stage.steps * tokens * (1.0 if by_tokens else stage.flops_per_token(costs))
         for stage in plan.stages
     ]
     whole = math.fsum(spent)

@@ -12,9 +12,6 @@ from stacking_jax.training.growth_config import GrowthConfig
 FOLDER = "teacher"
 """Of the run directory: a run directory of its own."""
 
-METHODS = ("distill", "loops", "similarity", "paths", "choice")
-"""Settings of a run that its teacher has none of: it is trained plainly, at full depth."""
-
 _D_FF_MULTIPLE = 8
 
 
@@ -25,11 +22,8 @@ def config_of_teacher(config: TrainConfig) -> TrainConfig:
     the student's width), plain and at full depth throughout.
     """
     distill = config.distill
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    plain = {name: defaults[name] for name in METHODS if name in defaults}
     return dataclasses.replace(
-        config,
-        **plain,
+        config.without_methods(),
         name=None if config.name is None else f"{config.name}, its teacher",
         model=smaller(config.model, distill.teacher_depth, distill.teacher_width),
         growth=GrowthConfig(),

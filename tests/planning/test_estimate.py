@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stacking_jax.errors import UserError
-from stacking_jax.growth import ModelCosts
+from stacking_jax.growth import ModelCosts, Stage
 from stacking_jax.planning.config import PlanConfig
 from stacking_jax.planning.estimate import (
     Rates,
@@ -27,7 +27,7 @@ RATES = Rates(peak_flops=100.0, hbm_bandwidth=10.0, chips=4)
 def test_what_is_computed_again(remat, again):
     model = 3 * (3 * 12 + 4)
     assert COSTS.flops_per_token(3) == model
-    assert executed_flops_per_token(COSTS, 3, remat, mlp_flops=6.0) == model + again
+    assert executed_flops_per_token(Stage(3, 1, 0), COSTS, remat, mlp_flops=6.0) == model + again
 
 
 @pytest.mark.parametrize(

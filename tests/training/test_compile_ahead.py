@@ -196,7 +196,7 @@ def test_without_it_the_bits_are_the_same(config, change, tmp_path, reference, r
 def test_a_failure_in_it_costs_no_more_than_time(
     config, tmp_path, reference, monkeypatch, read_summary, capsys
 ):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise MemoryError("no room to compile in")
 
     monkeypatch.setattr(module("train"), "compile_in_turn", fail)
@@ -212,9 +212,9 @@ def test_a_run_that_is_stopped_meanwhile_leaves_no_thread_and_goes_on(
 ):
     compile_in_turn, told = module("train").compile_in_turn, []
 
-    def tell_and_compile(*arguments):
+    def tell_and_compile(*arguments, **options):
         told.append(os.kill(os.getpid(), signal.SIGTERM))
-        yield from compile_in_turn(*arguments)
+        yield from compile_in_turn(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(module("train"), "compile_in_turn", tell_and_compile)

@@ -24,6 +24,7 @@ import optax
 
 from benchmarks.contenders import Shape, initial_params, lowered, ours
 from benchmarks.measure import report, windows
+from stacking_jax.host_memory import keep_freed_memory
 from stacking_jax.models import LAYOUT
 from stacking_jax.planning.chips import chip_of_kind
 from stacking_jax.training import MeshConfig, sharding
@@ -196,6 +197,7 @@ def main() -> None:
     shape = dataclasses.replace(
         SHAPES[arguments.shape], **{name: value for name, value in changes.items() if value}
     )
+    keep_freed_memory()  # As the commands that train do.
     on_cpu = jax.default_backend() == "cpu"
     size = arguments.size or (2048 if on_cpu else 8192)
     floors = machine_floors(shape.dtype, size, 256 if on_cpu else 4096)

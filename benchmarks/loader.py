@@ -3,8 +3,10 @@
     python -m benchmarks.loader --out benchmarks/results/loader_cpu.json
 
 What `train` does to get a batch onto the devices: records read from a cache in shuffled order,
-decoded, placed on the mesh by a thread of their own. First as fast as it goes; then a consumer
-takes a batch whenever a step at a given rate would be over, and the time that it waits is counted.
+decoded, placed on the mesh by a thread of their own. First as fast as it goes; then for a device
+whose steps take as long as a given rate says, by a loop like that of `train`: it takes a batch,
+dispatches the step and waits for the one before. Counted is how long the device has nothing to
+do (what steps lose), and how long the host stands in `next` (what the device's queue hides).
 """
 
 from __future__ import annotations
@@ -46,18 +48,23 @@ def alone(data: PackedBatches, mesh: sharding.LogicalMesh, placed: int, count: i
 def waiting(
     data: PackedBatches, mesh: sharding.LogicalMesh, placed: int, rate: float, count: int
 ) -> dict[str, float]:
-    """The share of the time that steps of so many tokens per second wait for their batch."""
+    """How long steps of so many tokens per second wait for batches, and the host for `next`."""
     step_seconds = data.batch_size * data.sequence_length / rate
-    waits = []
+    waits, idle, ends = [], [], [0.0, 0.0]
     with contextlib.closing(batches_of(data, mesh, placed)) as batches:
         for step in range(count + 5):
             began = time.perf_counter()
             next(batches)
+            dispatched = time.perf_counter()
             if step >= 5:
-                waits.append(time.perf_counter() - began)
-            time.sleep(max(step_seconds - (time.perf_counter() - began), 0.0))
+                waits.append(dispatched - began)
+                idle.append(max(dispatched - ends[-1], 0.0))
+            # The step begins when the one before is over, whose metrics are read meanwhile.
+            ends = [ends[-1], max(dispatched, ends[-1]) + step_seconds]
+            time.sleep(max(ends[0] - time.perf_counter(), 0.0))
     return {
-        "share": sum(waits) / (count * step_seconds),
+        "share": sum(idle) / (count * step_seconds),
+        "host_share": sum(waits) / (count * step_seconds),
         "median_milliseconds": 1e3 * statistics.median(waits),
         "worst_milliseconds": 1e3 * max(waits),
         "step_milliseconds": 1e3 * step_seconds,
@@ -92,9 +99,12 @@ def main() -> None:
         {
             "shape": {name: value for name, value in vars(arguments).items() if name != "out"},
             "alone_tokens_per_second": statistics.median(windows["alone"]),
-            "waiting_share": {
-                name: statistics.median(window["share"] for window in windows[name])
-                for name in ("ahead", "in_turn")
+            **{
+                key: {
+                    name: statistics.median(window[share] for window in windows[name])
+                    for name in ("ahead", "in_turn")
+                }
+                for key, share in (("waiting_share", "share"), ("host_share", "host_share"))
             },
             "goals": {"alone_over_demand": 1, "waiting_share": 0.001},
             "windows": windows,

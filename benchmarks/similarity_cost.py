@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from benchmarks.contenders import Jitted, Shape, initial_params
 from benchmarks.measure import interval, report, windows
 from stacking_jax.growth import Stage
+from stacking_jax.host_memory import keep_freed_memory
 from stacking_jax.models import LAYOUT
 from stacking_jax.training import MeshConfig, sharding
 from stacking_jax.training.optimizers import optimizer as make_optimizer
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small model: does it run at all?")
     parser.add_argument("--out")
     arguments = parser.parse_args()
+    keep_freed_memory()  # As the commands that train do.
     # gin/models/gpt2_124m.gin; the experiment has 480 rows of 1024 tokens a step.
     shape = Shape(
         50_304, 12, 768, 2048, 12, arguments.rows, arguments.length, arguments.dtype

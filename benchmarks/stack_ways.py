@@ -18,16 +18,12 @@ import time
 
 import jax
 
-from benchmarks.measure import interleaved, ratio, report
-from benchmarks.step_time import packed_batch
+from benchmarks.contenders import Shape, agree, initial_params, lowered, ours
+from benchmarks.measure import report, speed, windows
 from stacking_jax.console import say
-from stacking_jax.data import DataConfig
-from stacking_jax.models import LAYOUT, DecoderConfig
+from stacking_jax.host_memory import keep_freed_memory
 from stacking_jax.models.config import REMAT_POLICIES
-from stacking_jax.planning.compiled import compile_stage, lower_stage
-from stacking_jax.training import MeshConfig, OptimizerConfig, TrainConfig, sharding
-from stacking_jax.training.optimizers import optimizer as make_optimizer
-from stacking_jax.training.state import sharded_initial_state
+from stacking_jax.training import TrainConfig
 
 WAYS = {
     # How much is kept, beside scanned layers.
@@ -47,50 +43,30 @@ def with_model(config: TrainConfig, settings: dict) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
 
 
-def here(config: TrainConfig, ways: dict[str, dict], rounds: int, per_round: int) -> dict:
+def here(shape: Shape, ways: dict[str, dict], rounds: int, per_round: int) -> dict:
     """Compiles every way for the first device of this process and times them in turn."""
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    jax.config.update("jax_enable_compilation_cache", False)
-    optimizer = make_optimizer(config.optimizer, LAYOUT)
-    model = config.model
-    batch = sharding.place_batch(
-        packed_batch(config.batch_size, config.data.sequence_length, model.vocab_size), mesh
-    )
-    programs, states, rows, losses = {}, {}, {}, {}
+    rows, contenders = {}, {}
+    params = initial_params(shape)
     for name, settings in ways.items():
-        lowered = lower_stage(with_model(config, settings), 0, mesh)
-        result, _, programs[name] = compile_stage(lowered, mesh, lambda group: 1.0)
-        states[name] = sharded_initial_state(model, optimizer, 0, lowered.abstract)
+        began = time.perf_counter()
+        compiled = lowered(shape, **settings).compile()
         rows[name] = {
-            "temporary_bytes": result["temporary_bytes"],
-            "lower_seconds": result["lower_seconds"],
-            "compile_seconds": result["compile_seconds"],
+            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+            "compile_seconds": time.perf_counter() - began,
         }
-
+        if rounds:
+            contenders[name] = ours(shape, params, **settings)
     if not rounds:
         return {"ways": rows}
 
-    busy: dict[str, list[float]] = {name: [] for name in ways}
-
-    def runner(name):
-        def run():
-            began = time.process_time()
-            states[name], metrics = programs[name](states[name], batch)
-            losses.setdefault(name, float(metrics["loss"]))
-            jax.block_until_ready(states[name])
-            busy[name].append(time.process_time() - began)
-
-        return run
-
-    seconds = interleaved({name: runner(name) for name in ways}, rounds, per_round)
-    first = next(iter(ways))
-    apart = max(abs(loss / losses[first] - 1) for loss in losses.values())
-    assert apart < (1e-5 if model.dtype == "float32" else 1e-2), f"the losses differ: {losses}"
+    first, *others = ways
+    computed = contenders[first].first()
+    for name in others:
+        agree(shape, computed, contenders[name].first())
+    seconds = windows(contenders, rounds, per_round)
     for name, row in rows.items():
         row["median_seconds"] = statistics.median(seconds[name])
-        # Of all threads: on a machine that others load it tells more than the clock does.
-        row["median_cpu_seconds"] = statistics.median(busy[name][1:])
-        row[f"speed_against_{first}"] = ratio(seconds[first], seconds[name])
+        row[f"speed_against_{first}"] = speed(seconds[first], seconds[name])
     return {"ways": rows, "seconds": seconds}
 
 
@@ -132,7 +108,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=9, help="0: memory alone")
-    parser.add_argument("--per_round", type=int, default=2)
+    parser.add_argument("--per_round", type=int, default=4)
     parser.add_argument("--out")
     arguments = parser.parse_args()
     ways = {
@@ -143,17 +119,14 @@ def main() -> None:
         found = described(arguments.experiment, arguments.topology, ways)
         report("stack_ways", found, arguments.out)
         return
-    config = TrainConfig(
-        model=DecoderConfig(
-            vocab_size=arguments.vocab, num_layers=arguments.layers, d_model=arguments.d_model,
-            d_ff=arguments.d_model * 8 // 3 // 16 * 16, num_heads=arguments.d_model // 64,
-            dtype=arguments.dtype,
-        ),
-        data=DataConfig(sequence_length=arguments.length),
-        optimizer=OptimizerConfig(weight_decay=0.1),
-        batch_size=arguments.rows,
+    keep_freed_memory()  # As the commands that train do.
+    jax.config.update("jax_enable_compilation_cache", False)
+    shape = Shape(
+        arguments.vocab, arguments.layers, arguments.d_model,
+        arguments.d_model * 8 // 3 // 16 * 16, arguments.d_model // 64,
+        arguments.rows, arguments.length, arguments.dtype,
     )
-    found = here(config, ways, arguments.rounds, arguments.per_round)
+    found = here(shape, ways, arguments.rounds, arguments.per_round)
     load = os.getloadavg()[0]
     report("stack_ways", {"shape": vars(arguments), "load_after": load, **found}, arguments.out)
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from stacking_jax.lab import fitting, population
-from stacking_jax.lab.prompts import Covariances, Prompts
+from stacking_jax.lab.prompts import Covariances, Prompts, orthonormal
 from stacking_jax.lab.settings import IclSettings
 from stacking_jax.lab.stacks import Stack
 
@@ -92,7 +92,7 @@ def measure_preconditioner(
     d, steps = settings.dimension, settings.preconditioner_steps
     stack = Stack("linear", True, True, settings.preconditioner_loops)
     values = settings.preconditioner_kappa ** -jnp.linspace(0, 1, d)
-    basis = jnp.linalg.qr(jax.random.normal(jax.random.key(settings.seeds), (d, d)))[0]
+    basis = orthonormal(jax.random.normal(jax.random.key(settings.seeds), (d, d)))
     root = (basis * jnp.sqrt(values)[None]) @ basis.T
     draw = fitting.alike(Covariances(basis, values), pairs)
     kappas, seeds = fitting.grid(settings, [1.0])

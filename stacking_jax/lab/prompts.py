@@ -50,7 +50,7 @@ def draw_covariances(
     between = jax.random.uniform(of_values, (batch, max(dimension - 2, 0)))
     ends = [jnp.zeros((batch, 1)), jnp.ones((batch, 1))][:dimension]
     powers = jnp.concatenate([*ends, between], axis=1)
-    basis = jnp.linalg.qr(jax.random.normal(of_basis, (batch, dimension, dimension)))[0]
+    basis = orthonormal(jax.random.normal(of_basis, (batch, dimension, dimension)))
     return Covariances(basis, worst[:, None] ** -powers)
 
 
@@ -66,7 +66,7 @@ def draw_prompts(key: jax.Array, covariances: Covariances, pairs: int, context: 
     root = jnp.sqrt(eigenvalues)
     white = jax.random.normal(of_context, (batch, pairs, dimension))
     if context == "whitened":
-        white = jnp.linalg.qr(white)[0] * jnp.sqrt(1.0 * pairs)
+        white = orthonormal(white) * jnp.sqrt(1.0 * pairs)
     query = jax.random.normal(of_query, (batch, dimension))
     weights = jax.random.normal(of_weights, (batch, dimension))  # √S · w in the basis of S.
     white = jnp.concatenate([white, query[:, None]], axis=1)
@@ -74,3 +74,26 @@ def draw_prompts(key: jax.Array, covariances: Covariances, pairs: int, context: 
     y = jnp.einsum("bnd,bd->bn", white, weights)
     shown = y.at[:, -1].set(0.0)
     return Prompts(jnp.concatenate([x, shown[..., None]], axis=-1), y[:, -1])
+
+
+def orthonormal(x: jax.Array) -> jax.Array:
+    """Orthonormal columns that span those of x, by Gram-Schmidt, each column cleaned twice.
+
+    Of Gaussian matrices it gives Haar's measure. `jnp.linalg.qr` would do, but jaxlib's batched
+    QR on CPUs waits, on a thread of XLA's pool, for work that it gives to the same pool: two of
+    them at a time have stopped a machine of two cores for ever (jaxlib 0.10.2).
+
+    Args:
+      x: `[..., rows, columns]`, few columns, of full rank.
+
+    Returns:
+      The same shape.
+    """
+    done = x[..., :0]
+    for column in range(x.shape[-1]):
+        left = x[..., column]
+        for _ in range(2):
+            left = left - jnp.einsum("...rc,...sc,...s->...r", done, done, left)
+        left = left / jnp.linalg.norm(left, axis=-1, keepdims=True)
+        done = jnp.concatenate([done, left[..., None]], axis=-1)
+    return done

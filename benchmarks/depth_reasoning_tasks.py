@@ -9,35 +9,16 @@ from __future__ import annotations
 import functools
 import json
 
-import seqio
-import tensorflow as tf
-
 from benchmarks.depth_reasoning import FOLDER, KINDS
+from benchmarks.text_tasks import register
 
 
-def _rows(split: str, shuffle_files: bool, seed=None, *, kind: str) -> tf.data.Dataset:
-    del shuffle_files, seed
+def _rows(split: str, *, kind: str) -> list[dict[str, str]]:
     path = FOLDER / "texts" / split / f"{kind}.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return tf.data.Dataset.from_tensor_slices(
-        {name: [row[name] for row in rows] for name in ("inputs", "targets")}
-    )
-
-
-def _register(kind: str) -> None:
-    words = seqio.SentencePieceVocabulary(str(FOLDER / "vocab.model"))
-    seqio.TaskRegistry.add(
-        f"depth_reasoning_{kind}",
-        source=seqio.FunctionDataSource(
-            functools.partial(_rows, kind=kind), splits=("train", "validation")
-        ),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features={
-            "inputs": seqio.Feature(words, add_eos=False),
-            "targets": seqio.Feature(words, add_eos=True),
-        },
-    )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 for _kind in KINDS:
-    _register(_kind)
+    register(
+        f"depth_reasoning_{_kind}", FOLDER / "vocab.model", functools.partial(_rows, kind=_kind)
+    )

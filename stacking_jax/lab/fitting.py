@@ -80,7 +80,8 @@ def fit(
         return stacks.init(stack, key, settings.dimension, settings.init_scale)
 
     def loss(layers, prompts):
-        return stacks.relative_loss(stacks.predict(stack, layers, prompts.tokens), prompts)
+        read = stacks.predict(stack, layers, prompts.tokens)
+        return stacks.relative_loss(read, prompts, settings.cap)
 
     def update(layers, state, prompts):
         value, gradient = jax.value_and_grad(loss)(layers, prompts)
@@ -125,12 +126,17 @@ def _train_prompts(draw: Draw, kappas, seeds, steps, batch: int) -> Prompts:
 
 
 def make_optimizer(settings: IclSettings, steps: int) -> optax.GradientTransformation:
-    """Adam or SGD behind a clip of one model's global norm, warm-up and cosine to zero."""
+    """Adam or SGD behind a clip of one model's global norm, warm-up and cosine to zero.
+
+    A gradient that is not finite counts as zero: of a prompt whose prediction overflows.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, max(1, steps // 10), max(2, steps)
     )
     rule = {"adam": optax.adam, "sgd": optax.sgd}[settings.optimizer](schedule)
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), rule)
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm), optax.zero_nans(), rule
+    )
 
 
 def held_out(draw: Draw, kappas: jax.Array, seeds: jax.Array, count: int) -> Prompts:
@@ -144,12 +150,12 @@ def held_out(draw: Draw, kappas: jax.Array, seeds: jax.Array, count: int) -> Pro
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def losses_by_position(
-    stack: stacks.Stack, layers: Any, prompts: Prompts, depth: int
+    stack: stacks.Stack, layers: Any, prompts: Prompts, depth: int, cap: float
 ) -> jax.Array:
     """Relative losses read after 1 .. depth positions: `[models, depth]`."""
 
     def one(layers, prompts):
         read = stacks.predict_each(stack, layers, prompts.tokens, depth)
-        return stacks.relative_loss(read, prompts)
+        return stacks.relative_loss(read, prompts, cap)
 
     return jax.vmap(one)(layers, prompts)

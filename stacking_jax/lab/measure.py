@@ -57,7 +57,7 @@ def measure_stack(
     positions = stack.depth * (settings.extra_loops if stack.tied else 1)
     found = {"train": _lists(trained[-max(1, len(trained) // 10) :].mean(0).reshape(shape))}
     for name, prompts in _tests(settings).items():
-        loss = fitting.losses_by_position(stack, layers, prompts, positions)
+        loss = fitting.losses_by_position(stack, layers, prompts, positions, settings.cap)
         loss = np.asarray(loss).reshape(*shape, positions)
         shifted = name in SHIFTS
         found[name] = _lists(loss[:, :, stack.depth - 1] if shifted else loss)
@@ -99,7 +99,8 @@ def measure_preconditioner(
     test = fitting.held_out(draw, kappas, seeds, settings.test_prompts)
 
     def look(layers):
-        loss = np.asarray(fitting.losses_by_position(stack, layers, test, stack.depth))[:, -1]
+        loss = fitting.losses_by_position(stack, layers, test, stack.depth, settings.cap)
+        loss = np.asarray(loss)[:, -1]
         far = population.distance(layers["a"][:, 0], root)
         u = jnp.linalg.norm(layers["u"][:, 0] @ root, axis=-1)
         return [np.asarray(far), np.asarray(u), loss]

@@ -32,6 +32,9 @@ class IclSettings:
       learning_rate: of Adam, at its peak, after a tenth of the steps of warm-up.
       optimizer: `adam` or `sgd`, for the trained stacks.
       clip_norm: of the gradient of one model.
+      cap: what one prompt may count for in a relative loss, trained on or reported. A full
+        stack of ℓ layers is a polynomial of degree 3^ℓ in its prompt, so that single prompts
+        out of thousands would else be all of the mean, or overflow.
       init_scale: standard deviation of initial values.
       test_prompts: held out, the same for every arm.
       target_loss: the relative loss (1: predicting nothing) whose smallest depth is looked for.
@@ -61,10 +64,11 @@ class IclSettings:
     softmax_depths: tuple[int, ...] = (2, 4, 8)
     steps: int = 600
     batch: int = 64
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
     optimizer: str = "adam"
     clip_norm: float = 1.0
-    init_scale: float = 0.2
+    cap: float = 20.0
+    init_scale: float = 0.02
     test_prompts: int = 2048
     target_loss: float = 0.1
     wider: float = 4.0
@@ -86,6 +90,8 @@ class IclSettings:
         for name in ("seeds", "dimension", "pairs", "steps", "batch", "test_prompts"):
             if getattr(self, name) < 1:
                 raise UserError(f"lab icl: {name} is at least 1; got {getattr(self, name)}")
+        if self.cap <= 1:
+            raise UserError(f"lab icl: cap is above 1, the loss of saying 0; got {self.cap}")
         if self.context not in CONTEXTS:
             raise UserError(f"lab icl: context is one of {CONTEXTS}; got {self.context!r}")
         if self.condition not in CONDITIONS:

@@ -128,8 +128,20 @@ def _matrices(layer) -> tuple[jax.Array, jax.Array]:
     return p * layer.get("scale", 1.0), q
 
 
-def relative_loss(predictions: jax.Array, prompts: Prompts) -> jax.Array:
-    """Mean squared error over the mean square of the answers, d in expectation: 1 is to say 0."""
+def relative_loss(
+    predictions: jax.Array, prompts: Prompts, cap: float | None = None
+) -> jax.Array:
+    """Mean squared error over the mean square of the answers, d in expectation: 1 is to say 0.
+
+    Args:
+      predictions: `[..., batch]`.
+      prompts: whose answers are `[batch]`.
+      cap: what one prompt may count for at the most; beyond it, or where the prediction is not
+        finite, it counts as that and has no gradient. None: no cap.
+    """
     dimension = prompts.tokens.shape[-1] - 1
     error = predictions - jnp.broadcast_to(prompts.answers, predictions.shape)
-    return jnp.mean(error**2, axis=-1) / dimension
+    each = error**2 / dimension
+    if cap is not None:
+        each = jnp.where(each < cap, each, cap)
+    return jnp.mean(each, axis=-1)

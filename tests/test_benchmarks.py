@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu_lines, floors, gpu_lines, run
+from benchmarks import cpu_lines, floors, gpu_lines, methods_table, run, stack_ways
 from benchmarks.contenders import Shape, Torch, agree, initial_params, ours, plain
 from benchmarks.measure import interval, windows
 from benchmarks.suite import KEYS, Job, Line, Measured, Results, chosen, read_notes
@@ -100,6 +101,28 @@ def test_the_products_are_the_flops_of_the_plan():
 def test_only_settings_that_the_decoder_has_are_given():
     known = {field.name for field in dataclasses.fields(DecoderConfig)}
     assert set(gpu_lines._unpacked(False)) <= known
+
+
+@pytest.mark.parametrize("what", stack_ways.WAYS)
+def test_every_way_to_run_the_stack_computes_the_same(what):
+    # `here` refuses what does not.
+    found = stack_ways.here(SMALL, stack_ways.WAYS[what], rounds=1, per_round=1)["ways"]
+    assert list(found) == list(stack_ways.WAYS[what])
+    assert all(way["median_seconds"] > 0 for way in found.values())
+    if what == "remat":
+        assert found["full"]["temporary_bytes"] < found["none"]["temporary_bytes"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        path.stem for path in sorted((ROOT / "benchmarks").glob("*.py"))
+        # Those need torch, or are read by the evaluation, with what it says in the environment.
+        if path.stem != "torch_step" and not path.stem.endswith("_tasks")
+    ],
+)
+def test_every_benchmark_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}")
 
 
 # ---- Windows -------------------------------------------------------------------------------
@@ -246,3 +269,14 @@ def test_every_missed_floor_of_the_committed_results_has_its_reason(suite):
     assert results.path.with_suffix(".md").read_text(encoding="utf-8").endswith(results.table())
     names = {line.name for line in results.lines}
     assert set(results.rows) <= names and set(read_notes()[suite]) <= names
+
+
+def test_the_table_of_the_methods_is_that_of_the_runs():
+    results = json.loads(methods_table.RESULTS.read_text(encoding="utf-8"))
+    page = methods_table.PAGE.read_text(encoding="utf-8")
+    assert page == methods_table.with_table(page, results)
+    assert not any(arm["left_out"] for arm in results["arms"].values())
+    # Every include is there, and every seed of every arm.
+    includes = {path.stem for path in (ROOT / "gin/methods").glob("*.gin")} - {"plateau", "deep_progressive_zero"}
+    assert includes <= set(results["arms"])
+    assert len({tuple(arm["loss"]) for arm in results["arms"].values()}) == 1

@@ -305,7 +305,11 @@ def _choose(
 
 
 def _watch(run: Run, number: int, step: int) -> Stage:
-    """The stage that trains, which ends with this step if its trigger says so."""
+    """The stage that trains, which ends with this step if its trigger says so.
+
+    Where it is on record already when it ends, what the trigger says now counts for nothing: a
+    clock would say something else than it did.
+    """
     stages = run.setup.plan.stages
     stage, watch = stages[number], run.watch
     if watch is None or not watch.due(step) or number + 1 == len(stages) or step >= stage.end:
@@ -324,7 +328,8 @@ def _watch(run: Run, number: int, step: int) -> Stage:
         },
         held_out,
     )
-    seen = consensus.from_first(seen)
+    known = any(d["kind"] == "boundary" for d in run.decisions.of_stage(number + 1))
+    seen = None if known else consensus.from_first(seen)
     if seen is not None:
         run.take({"kind": "boundary", "stage": number + 1, "step": step, **seen})
         run.forget_ahead()

@@ -21,6 +21,7 @@ from stacking_jax.training import (
     agreement,
     boundaries,
     consensus,
+    distributed,
     lag,
     run_directory,
     sharding,
@@ -246,6 +247,8 @@ def _enter_stage(run: Run, number: int, stop: Callable[[], int | None]) -> None:
         compile_seconds = clock.wall - began
     if lag.is_due(run, number):
         programs = _choose(run, number, programs, stop)
+    with clock.section("compile"):
+        distributed.meet("stage")
     run.programs = programs
     setup, stage = run.setup, run.setup.plan.stages[number]
     begins = max(stage.start, run.first_step)

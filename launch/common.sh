@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 dry_run=false
 # Commands that begin with all processes of a job together, by `--distributed auto`.
-together=" train evaluate finetune generate "
+together=" train evaluate finetune generate diagnose select lag-study distill-cache "
 
 # Ends with the code for what the user can put right, as the command line does.
 fail() {

@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", default="float32", metavar="T",
         help="of the log-probabilities: float32 (default) or float16",
     )
+    cli_processes.add_arguments(labels)  # Refused: a job's processes would all write.
 
     vocab = command("vocab", _vocab, "train a SentencePiece vocabulary from the texts of a run")
     _gin_arguments(vocab)

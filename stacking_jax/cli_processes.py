@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _trains(arguments: argparse.Namespace) -> bool:
+    """Whether the command is a run, which saves when it is asked to stop, or goes on as one."""
+    return arguments.command == "train" or (
+        arguments.command == "select" and arguments.out is not None
+    )
+
+
 @contextlib.contextmanager
 def joined(
     arguments: argparse.Namespace, report: Callable[[BaseException], int]
@@ -61,7 +68,7 @@ def joined(
 
     distributed.join(
         distributed.Processes(*given, arguments.heartbeat_timeout, arguments.start_timeout),
-        stop_together=arguments.command == "train",
+        stop_together=_trains(arguments),
     )
     import jax
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from stacking_jax import cli_processes
 from stacking_jax.errors import UserError
 
 
@@ -51,6 +52,7 @@ def _what(parser) -> None:
         "--batches", type=int, metavar="K",
         help="held-out batches of each source; ChoiceConfig.lag_batches of the run",
     )
+    cli_processes.add_arguments(parser)
 
 
 def _start(arguments):
@@ -84,11 +86,11 @@ def _select(arguments) -> int:
 
     if arguments.stop_at is not None and arguments.out is None:
         raise UserError("--stop_at is of the run that goes on: name its folder with --out")
-    start, ways, lag, batches = _start(arguments)
     if arguments.out is not None:
         from stacking_jax.interop.folders import refuse_existing
 
         refuse_existing(arguments.out)
+    start, ways, lag, batches = _start(arguments)
     decision = select(start, ways, lag, batches)
     if arguments.json:
         print(json.dumps({"run": str(start.setup.run_dir), **decision}, allow_nan=False))
@@ -113,6 +115,8 @@ def _select(arguments) -> int:
 
 
 def _study(arguments) -> int:
+    import jax
+
     from stacking_jax.paths import local_path
     from stacking_jax.reporting.lag import study_table, write_png, write_report
     from stacking_jax.training.lag_study import lag_study
@@ -120,6 +124,8 @@ def _study(arguments) -> int:
     out = local_path(arguments.out)
     start, ways, lag, batches = _start(arguments)
     found = lag_study(start, ways, lag, out, batches=batches, points=arguments.points)
+    if jax.process_index():
+        return 0
     write_png(found, out / "lag.png")
     write_report(found, out / "lag.html")
     if arguments.json:

@@ -6,8 +6,10 @@ processes which tests start see the same machine as the tests themselves.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +33,31 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+# The rooms, or files beside them, in which a file takes minutes, not seconds.
+_LONG = (
+    "test_methods.py", "training", "interop", "evaluation", "planning", "models", "growth",
+    "test_benchmarks.py", "test_examples.py", "analysis",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: one that a worker begins last would be waited for by all others."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        inside = item.path.is_relative_to(here) and item.path.relative_to(here).parts[0]
+        return _LONG.index(inside) if inside in _LONG else len(_LONG)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory):
-    """Keeps the caches of the tests out of the user's own, shared by the xdist workers."""
+    """Keeps the caches of the tests out of the user's own, shared by the xdist workers.
+
+    Of these, compiled programs alone are kept from session to session, in the folder that
+    STACKING_JAX_TEST_PROGRAMS names, where it does.
+    """
     if "STACKING_JAX_CACHE" in os.environ:
         yield os.environ["STACKING_JAX_CACHE"]
         return
@@ -42,6 +66,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory):
         base = base.parent
     folder = base / "stacking_jax_cache"
     folder.mkdir(exist_ok=True)
+    kept = os.environ.get("STACKING_JAX_TEST_PROGRAMS")
+    if kept:
+        Path(kept).mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):  # Another worker was first.
+            (folder / "compiled").symlink_to(Path(kept).absolute())
     os.environ["STACKING_JAX_CACHE"] = str(folder)
     yield str(folder)
     del os.environ["STACKING_JAX_CACHE"]

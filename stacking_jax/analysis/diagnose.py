@@ -59,6 +59,11 @@ def diagnose(
     step = run.choose(step)
     meta = run.meta(step)
     sources = sources_of(meta)
+    if not sources:
+        raise UserError(
+            f"checkpoint {step} of {run_dir} is of a stage without layers, so there is nothing to "
+            "look into: choose one from after the growth with --step"
+        )
     if block is None:
         block = default_block(meta, len(sources))
     check_block(len(sources), block)

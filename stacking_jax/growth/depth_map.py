@@ -60,7 +60,8 @@ class DepthMap:
         layer is `NEW`.
 
     Raises:
-      UserError: if the map is empty or names a layer that is not stored.
+      UserError: if the map is empty, but for the one of a stack that stores no layer
+        (`stored` = 0), or names a layer that is not stored.
     """
 
     __slots__ = ("segments", "stored")
@@ -85,7 +86,7 @@ class DepthMap:
         else:
             segments = _fold(tuple(_as_index(entry) for entry in entries))
         flat = [layer for segment in segments for layer in segment.layers]
-        if not flat:
+        if not flat and stored != 0:
             raise UserError("a depth map needs at least one layer; got none")
         stored = max(flat) + 1 if stored is None else _as_index(stored)
         if stored < 0:
@@ -171,7 +172,11 @@ class DepthMap:
 
     def __str__(self) -> str:
         """A small picture: runs of layers, loops in parentheses, new layers as +."""
-        return " ".join(_picture(segment) for segment in self.segments)
+        pictures: list[str] = []
+        for alike in _each_alone(self.segments):
+            first, last = _picture(alike[0]), _picture(alike[-1])
+            pictures += [f"{first}..{last}"] if len(alike) > 2 else map(_picture, alike)
+        return " ".join(pictures) or "none"
 
     def __repr__(self) -> str:
         return f"DepthMap({list(self.sources)}, stored={self.stored})"
@@ -234,6 +239,21 @@ def _fold(sources: tuple[int, ...]) -> tuple[Segment, ...]:
     if plain:
         segments.append(Segment(tuple(plain)))
     return tuple(segments)
+
+
+def _each_alone(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """The segments, those together that repeat one layer each, one after the other: (0)×2 (1)×2."""
+    groups: list[list[Segment]] = []
+    for segment in segments:
+        before = groups[-1][-1] if groups else None
+        if before is not None and before.repeats == segment.repeats > 1 and (
+            len(before.layers) == 1 and segment.layers == (before.layers[0] + 1,)
+            and before.layers != (NEW,)
+        ):
+            groups[-1].append(segment)
+        else:
+            groups.append([segment])
+    return groups
 
 
 def _picture(segment: Segment) -> str:

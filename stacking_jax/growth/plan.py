@@ -21,7 +21,7 @@ class Stage:
     """One stage of training: what is stored, and what of it runs.
 
     Attributes:
-      depth: stored layers while the stage trains.
+      depth: stored layers while the stage trains; 0 for embeddings, norm and head alone.
       steps: training steps.
       start: the global step at which it begins.
       grow_map: how the stage's layers come from the ones before; None in the
@@ -200,7 +200,7 @@ class Plan:
         """Stages of any depths, grown into each other by one operator.
 
         Args:
-          depths: of the stages.
+          depths: of the stages; 0, but for the last, is a stage without layers.
           log_weights: of the stages' steps; stage i trains for a share ∝ exp(w_i).
             `prop_log_weights` makes those of PROP-α.
           total_steps: T.
@@ -216,7 +216,7 @@ class Plan:
                 f"{len(depths)} depths and {len(log_weights)} shares of the steps: a plan needs "
                 "one of each per stage"
             )
-        depths = [_positive("the depth of a stage", depth) for depth in depths]
+        depths = [_stage_depth(depth, i == len(depths)) for i, depth in enumerate(depths, start=1)]
         stages, start = [], 0
         for i, steps in enumerate(divide_steps(total_steps, log_weights)):
             grow_map = growth_map(operator, depths[i - 1], depths[i], **options) if i else None
@@ -245,7 +245,7 @@ class Plan:
             form = "(depth, steps)" if number == 1 else "(depth, steps, growth)"
             if not isinstance(entry, Sequence) or len(entry) != form.count(",") + 1:
                 raise UserError(f"stage {number} of a plan by hand is {form}; got {entry!r}")
-            depth = _positive("the depth of a stage", entry[0])
+            depth = _stage_depth(entry[0], number == len(stages))
             steps = _positive("the steps of a stage", entry[1])
             grow_map, name = None, None
             if number > 1:
@@ -356,6 +356,7 @@ class Plan:
         for stage in self.stages:
             per_token = stage.flops_per_token(costs)
             flops = per_token * tokens_per_step * stage.steps
+            born = stage.grow_map
             stages.append(
                 {
                     "depth": stage.depth,
@@ -365,8 +366,8 @@ class Plan:
                     "steps": stage.steps,
                     "tokens": stage.steps * tokens_per_step,
                     "operator": stage.operator,
-                    "map": list(stage.grow_map.sources) if stage.grow_map else None,
-                    "map_text": str(stage.grow_map or DepthMap.identity(stage.depth)),
+                    "map": None if born is None else list(born.sources),
+                    "map_text": str(DepthMap.identity(stage.depth) if born is None else born),
                     "run_map_text": None if stage.run_map is None else str(stage.run_map),
                     "taught": stage.taught,
                     "teacher_flops_per_token": costs.teacher_flops if stage.taught else 0.0,
@@ -388,16 +389,20 @@ class Plan:
             "model_flops": total,
             "model_flops_without_head": self.flops(costs, tokens_per_step, head=False),
             "model_flops_without_attention": self.flops(costs, tokens_per_step, attention=False),
-            "full_depth_steps": max(
-                round(
-                    total / tokens_per_step
-                    / costs.flops_per_token(self.final_run_depth)
-                ),
-                1,
-            ),
+            "full_depth_steps": full_depth_steps(self.total_steps, self.speedup(costs)),
             "speedup_blocks": self.speedup(costs, head=False),
             "speedup_model": self.speedup(costs),
         }
+
+
+def full_depth_steps(total_steps: int, speedup: float) -> int:
+    """Steps at full depth that cost what so many steps of a plan do, rounded; one at least.
+
+    Args:
+      total_steps: of the plan.
+      speedup: as many steps at full depth over them, in FLOPs of the whole model.
+    """
+    return max(round(total_steps / speedup), 1)
 
 
 def prop_log_weights(num_stages: int, alpha: float) -> list[float]:
@@ -463,6 +468,14 @@ def _check_total(total_steps: int) -> None:
         raise UserError(
             f"the number of training steps must be a positive whole number; got {total_steps!r}"
         )
+
+
+def _stage_depth(depth: Any, last: bool) -> int:
+    if type(depth) is int and depth == 0:
+        if last:
+            raise UserError("a plan ends with one layer at least; only stages before may have 0")
+        return depth
+    return _positive("the depth of a stage", depth)
 
 
 def _positive(name: str, value: int) -> int:

@@ -37,7 +37,8 @@ def run_stack(
     A static map with repeats runs as nested scans: the weights of a loop are
     held once, however often it repeats. A traced map (an integer array of static
     length, drawn anew each step, say) costs as many layers as it is long; each
-    layer is read where it is stored, and read again in the backward pass.
+    layer is read where it is stored, and read again in the backward pass. A stack
+    that stores no layers gives its carry back.
 
     Args:
       body: `body(layer, x) -> x` for one layer; `layer` is `layers` without its
@@ -101,6 +102,8 @@ def run_stack(
 
     step = _step(body, with_items=per_position is not None)
     items = (gates, per_position)
+    if not positions:
+        return x if per_position is None else (x, _no_outputs(step, layers, x, items))
     if traced:
         x, outputs = _run_traced(step, layers, x, depth_map, items, mode, unroll, remat)
         return x if per_position is None else (x, outputs)
@@ -129,6 +132,16 @@ def _step(body: Callable, with_items: bool) -> Callable:
         return new_x, output
 
     return step
+
+
+def _no_outputs(step, layers, x, items):
+    """The outputs `[0, ...]` of no positions."""
+
+    def one(leaf):
+        return jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
+
+    _, output = jax.eval_shape(step, x, jax.tree.map(one, (layers, items)))
+    return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), output)
 
 
 def _mix(old, new, gate):

@@ -96,6 +96,11 @@ def export_run(
 
 def _sources(found: runs.RunCheckpoint) -> Sequence[int]:
     """The stored layer of every layer that is written."""
+    if not found.depth:
+        raise UserError(
+            f"checkpoint {found.step} of {found.run_dir} is of a stage without layers, and a Llama "
+            "class has at least one: export a checkpoint from after the growth"
+        )
     how = stored_runs(found.meta)
     loop, depth_map = how.get("loop"), how.get("depth_map")
     if loop is not None and loop.inject is not None and loop.turns > 1:

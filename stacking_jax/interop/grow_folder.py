@@ -106,4 +106,6 @@ def _resolve(depth_map: Map, depth: int) -> DepthMap:
         raise UserError(
             f"the map {depth_map} makes layers without a source; on disk there are copies only"
         )
+    if not depth:
+        raise UserError("the checkpoint stores no layers, so there are none to copy")
     return depth_map

@@ -81,7 +81,7 @@ def grow_run(
                     _copy_layers(old, new, keys, leaf, depth_map, start_of(keys), writer, advance)
                 else:
                     _copy_whole(old, new, keys, leaf, start_of(keys), writer, advance)
-            writer.finish()
+                writer.finish()
         manifest.write(step, digests=config.checkpoint_digests)
         write_run_files(made, config, recorded.get("data_digest"))
         copy_foreign(found.run_dir, made)

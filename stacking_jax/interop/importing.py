@@ -118,15 +118,17 @@ def _write_state(
 
         for path, name in llama_names.outside(model).items():
             write(path, folder.others[name], state.open(("params", *path), write=True))
+            writer.finish()
         for path, rest in llama_names.LAYER.items():
             stack = state.open(("params", *llama_names.STACK, *path), write=True)
             for number, layer in enumerate(folder.layers):
                 write(path, layer[rest], stack[number])
+            writer.finish()
         for keys in state.shapes():
             # What every optimiser of ours begins with; a test holds them to it.
             if keys[0] != "params":
                 writer.zeros(state.open(keys, write=True))
-        writer.finish()
+                writer.finish()
 
 
 def _values(path: llama_names.Path, tensor: Tensor) -> np.ndarray:

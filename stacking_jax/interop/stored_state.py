@@ -8,7 +8,6 @@ region through TensorStore, whatever the depth of the model.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import logging
@@ -28,7 +27,9 @@ from stacking_jax.training import checkpoints
 Keys = tuple[str, ...]
 Region = tuple[slice, ...]
 
-_IN_FLIGHT = 2
+# A commit writes the database's index anew: one for every region would make the index, in
+# hundreds of versions, many times as large as what it points to.
+_COMMIT_BYTES = 16 << 20
 
 
 class StoredState:
@@ -164,16 +165,25 @@ def _chunks(leaf: jax.ShapeDtypeStruct, stacked: bool) -> tuple[int, ...]:
 
 
 class Writer:
-    """Writes regions of arrays, waiting so that only a few are in memory."""
+    """Writes regions of an array and commits them together, before they take much memory.
+
+    To be finished after each array: several at once would commit against each other.
+    """
 
     def __init__(self):
-        self._pending: collections.deque = collections.deque()
+        self._transaction: Any = None
+        self._bytes = 0
 
     def write(self, region: Any, values: np.ndarray) -> None:
         """Writes `values` to a region of a `TensorStore`, such as `array[3]`."""
-        self._pending.append(region.write(values).commit)
-        if len(self._pending) > _IN_FLIGHT:
-            self._pending.popleft().result()
+        import tensorstore as ts
+
+        if self._transaction is None:
+            self._transaction = ts.Transaction()
+        region.with_transaction(self._transaction).write(values).copy.result()
+        self._bytes += values.nbytes
+        if self._bytes >= _COMMIT_BYTES:
+            self.finish()
 
     def zeros(self, array: Any, layer: int | None = None) -> None:
         """Writes zeros to one layer of an array, or to all of it, chunk by chunk."""
@@ -186,8 +196,10 @@ class Writer:
             self.write(target, np.broadcast_to(zero, target.shape))
 
     def finish(self) -> None:
-        while self._pending:
-            self._pending.popleft().result()
+        """Commits what has been written so far."""
+        if self._transaction is not None:
+            self._transaction.commit_async().result()
+        self._transaction, self._bytes = None, 0
 
 
 def regions(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[Region]:

@@ -88,8 +88,11 @@ def _refusal(plan: dict, worst: int, advice: dict) -> str:
     stage = plan["stages"][worst]
     said = {"compiler": "compiled", "formula": "by formula", "local": "compiled"}
     needs, has = stage["hbm_peak_bytes"] / GIB, stage["hbm_limit_bytes"] / GIB
+    layers = f"{stage['depth']} layers"
+    if stage["run_depth"] != stage["depth"]:
+        layers += f", of which {stage['run_depth']} run"
     text = (
-        f"stage {worst + 1} ({stage['depth']} layers) needs {needs:.2f} GiB per device of "
+        f"stage {worst + 1} ({layers}) needs {needs:.2f} GiB per device of "
         f"{plan['topology']['name']}, which has {has:.2f} GiB; "
     )
     if advice["fits_with"]:

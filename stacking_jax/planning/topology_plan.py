@@ -94,7 +94,8 @@ def plan_on(
         "fits": all(answer["fits"] for answer in answers),
         "estimate": estimate,
         "baseline": {
-            "depth": plan.final_run_depth, "steps": plan.total_steps, **baseline,
+            "depth": plan.final_run_depth, "run_depth": plan.final_run_depth,
+            "steps": plan.total_steps, **baseline,
             "estimate": full_cost,
         },
         "saving": {

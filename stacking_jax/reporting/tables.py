@@ -140,10 +140,15 @@ def plan_table(plan: dict[str, Any], width: int | None = None, color: bool = Fal
 
 
 def layers_text(stage: dict[str, Any]) -> str:
-    """Where a stage's layers come from, and the map that they run by if it is another."""
+    """Where a stage's layers come from, and what else is to be said of how they train."""
     made = stage.get("map_text") or stage.get("operator") or ""
-    run_map = stage.get("run_map_text")
-    return " · ".join(text for text in (made, run_map and f"run as {run_map}") if text)
+    run_map, path = stage.get("run_map_text"), stage.get("path")
+    return " · ".join(text for text in (
+        made,
+        run_map and f"run as {run_map}",
+        path and path < stage["depth"] and f"{path} drawn each step",
+        stage.get("taught") and "taught",
+    ) if text)  # fmt: skip
 
 
 def plan_cells(plan: dict[str, Any]) -> Table:
@@ -207,11 +212,21 @@ def plan_cells(plan: dict[str, Any]) -> Table:
         lines.append(_teacher_line(plan))
     if units.known(plan.get("choice_flops")) and units.known(plan.get("model_flops")):
         lines.append(
-            f"of it {units.flops(plan['choice_flops'])} "
-            f"({units.percent(plan['choice_flops'] / plan['model_flops'])}) try candidates"
+            f"{units.flops(plan['choice_flops'])} of the run's "
+            f"{units.flops(plan['model_flops'])} "
+            f"({units.percent(plan['choice_flops'] / plan['model_flops'])}) try candidates at its "
+            "boundaries, counted in the stages behind them; layers: as they grow without a choice"
         )
+    if plan.get("trigger"):
+        lines.append(
+            "boundaries come at these steps or earlier, and the run then costs more: "
+            f"ChoiceConfig.trigger = {plan['trigger']!r}"
+        )
+    if any("+" in (stage.get("map_text") or "") for stage in stages):
+        lines.append("+: a new layer, made as at the beginning of a run")
+    method = plan.get("method")
     return Table(
-        title=printable(plan.get("name") or "Plan"),
+        title=printable(plan.get("name") or ("Plan" if method is None else f"Plan: {method}")),
         header=(
             "stage", "depth", *(["runs"] if runs else []), "steps", "tokens", "params",
             "FLOPs/token", "cost", "layers",

@@ -19,26 +19,32 @@ def topology_cells(plan: dict[str, Any]) -> Table:
     """The table as text cells: every stage, then full depth throughout."""
     where = plan["topology"]
     measured = any("step_seconds_measured" in stage for stage in plan["stages"])
+    # Only where a step runs another number of layers than are stored.
+    runs = any(_runs(stage) != stage["depth"] for stage in plan["stages"])
     header = (
-        "stage", "depth", "memory [GiB]", "of", "fits", "arguments", "compile", "collectives",
-        "step", "bound by", "MFU", "days", "chip-hours",
+        "stage", "depth", *(["runs"] if runs else []), "memory [GiB]", "of", "fits", "arguments",
+        "compile", "collectives", "step", "bound by", "MFU", "days", "chip-hours",
     )  # fmt: skip
     lefts = {"fits", "bound by"}
     if measured:
-        header = (*header[:9], "measured", "measured/predicted", *header[9:])
+        at = header.index("bound by")
+        header = (*header[:at], "measured", "measured/predicted", *header[at:])
     rows = [
-        _row(str(number), stage, where["chips"], measured)
+        _row(str(number), stage, where["chips"], measured, runs)
         for number, stage in enumerate(plan["stages"], start=1)
     ]
-    grown = len(plan["stages"]) > 1
-    if grown:
-        rows.append(_row("full", plan["baseline"], where["chips"], measured))
+    compared = runs or len(plan["stages"]) > 1
+    if compared:
+        rows.append(_row("full", plan["baseline"], where["chips"], measured, runs))
     return Table(
-        title=printable(f"On {where['name']}: {where['chips']} chips, mesh {_mesh(where)}"),
+        title=printable(
+            f"On {where['name']}: {where['chips']} chip{'s' * (where['chips'] != 1)}, "
+            f"mesh {_mesh(where)}"
+        ),
         header=header,
         rows=tuple(rows),
         left=tuple(name in lefts for name in header),
-        lines=tuple(printable(line) for line in _lines(plan, grown, measured)),
+        lines=tuple(printable(line) for line in _lines(plan, compared, measured)),
         marked=tuple("NO" in row for row in rows),
     )
 
@@ -78,7 +84,13 @@ def money(value: float | None, currency: str) -> str:
     return units.MISSING if not units.known(value) else f"{value:,.0f} {currency}"
 
 
-def _row(name: str, stage: dict[str, Any], chips: int, measured: bool) -> tuple[str, ...]:
+def _runs(stage: dict[str, Any]) -> int:
+    return stage.get("run_depth", stage["depth"])
+
+
+def _row(
+    name: str, stage: dict[str, Any], chips: int, measured: bool, runs: bool
+) -> tuple[str, ...]:
     step = stage["step_seconds_estimate"]
     spent = None if step is None else step * stage["steps"]
     moved = stage["collective_bytes"]
@@ -88,9 +100,10 @@ def _row(name: str, stage: dict[str, Any], chips: int, measured: bool) -> tuple[
         if measured else ()
     )
     return (
-        name, str(stage["depth"]), gibibytes(stage["hbm_peak_bytes"]),
-        gibibytes(stage["hbm_limit_bytes"]), "yes" if stage["fits"] else "NO",
-        gibibytes(stage["argument_bytes"]), units.duration(stage["compile_seconds"]),
+        name, str(stage["depth"]), *([str(_runs(stage))] if runs else []),
+        gibibytes(stage["hbm_peak_bytes"]), gibibytes(stage["hbm_limit_bytes"]),
+        "yes" if stage["fits"] else "NO", gibibytes(stage["argument_bytes"]),
+        units.duration(stage["compile_seconds"]),
         bytes_text(None if moved is None else sum(moved.values())), seconds_text(step),
         *beside, stage["bound_by"] or units.MISSING, units.percent(stage["mfu_estimate"]),
         units.MISSING if spent is None else f"{spent / 86_400:.3g}",
@@ -98,7 +111,7 @@ def _row(name: str, stage: dict[str, Any], chips: int, measured: bool) -> tuple[
     )
 
 
-def _lines(plan: dict[str, Any], grown: bool, measured: bool):
+def _lines(plan: dict[str, Any], compared: bool, measured: bool):
     where, cost = plan["topology"], plan["estimate"]
     source = {
         "compiler": "memory per device by the TPU compiler's word",
@@ -115,7 +128,7 @@ def _lines(plan: dict[str, Any], grown: bool, measured: bool):
         yield f"collectives of the last stage, per device and step: {kinds}"
     if not all(stage.get("loops_known", True) for stage in plan["stages"]):
         yield "a loop's length could not be read: collectives and step are too low"
-    if not all(stage["fits"] for stage in plan["stages"]):
+    if where["method"] != "formula" and not all(stage["fits"] for stage in plan["stages"]):
         yield (
             "memory of a stage that does not fit: as the compiler's error says, which may count "
             "temporaries alone"
@@ -125,17 +138,35 @@ def _lines(plan: dict[str, Any], grown: bool, measured: bool):
             "measured: median step on the devices here, random tokens; measured/predicted above "
             "1: slower than the roofline"
         )
-    yield f"the run's steps: {_cost(cost)}"
-    if grown:
+    yield f"the run's steps{_left_out(plan)}: {_cost(cost)}"
+    if compared:
         yield f"full depth throughout: {_cost(plan['baseline']['estimate'])}"
         saved, whole = plan["saving"], plan["baseline"]["estimate"]
         if units.known(saved["chip_hours"]):
-            yield (
-                f"growing saves {_cost(saved | {'currency': cost['currency']})}: "
-                f"{units.percent(saved['chip_hours'] / whole['chip_hours'])} of it"
-            )
+            yield _saved(plan, saved | {"currency": cost["currency"]}, whole["chip_hours"])
     if cost["price"] is None:
         yield "for a price: --gin.PlanConfig.chip_hour_price=..."
+
+
+def _left_out(plan: dict[str, Any]) -> str:
+    """', without ...': what a run trains beside its steps."""
+    parts = []
+    if (plan.get("teacher") or {}).get("trained_within_the_run"):
+        parts.append("the training of its teacher")
+    if plan.get("choice_flops"):
+        parts.append("what trying candidates takes")
+    return f", without {' and '.join(parts)}" if parts else ""
+
+
+def _saved(plan: dict[str, Any], saved: dict[str, Any], whole: float) -> str:
+    grows = len({stage["depth"] for stage in plan["stages"]}) > 1
+    what = "growing" if grows else "this method"
+    share = units.percent(abs(saved["chip_hours"]) / whole)
+    if saved["chip_hours"] >= 0:
+        return f"{what} saves {_cost(saved)}: {share} of it"
+    numbers = ("days", "chip_hours", "price")
+    more = saved | {name: -saved[name] for name in numbers if saved[name] is not None}
+    return f"{what} costs {_cost(more)} more: {share} of it"
 
 
 def _cost(cost: dict[str, Any]) -> str:

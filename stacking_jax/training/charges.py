@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stacking_jax.growth import Plan
+from stacking_jax.growth.plan import full_depth_steps
 from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.decisions import alike
 from stacking_jax.training.growth_config import GrowthConfig
@@ -93,9 +94,11 @@ def charged(
     def slower(name, flops):
         return described[name] * described[flops] / totals[flops]
 
+    speedup = slower("speedup_model", "model_flops")
     return described | totals | {
         "stages": stages,
         "choice_flops": extra["model_flops"],
+        "full_depth_steps": full_depth_steps(described["total_steps"], speedup),
         "speedup_blocks": slower("speedup_blocks", "model_flops_without_head"),
-        "speedup_model": slower("speedup_model", "model_flops"),
+        "speedup_model": speedup,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from stacking_jax.console import say, warn
 from stacking_jax.errors import UserError
@@ -198,7 +199,7 @@ class Checkpoints:
             step,
             args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(as_stored(abstract))),
         )
-        return TrainState(**restored["state"])
+        return TrainState(**_with_empty(_fields(abstract), restored["state"]))
 
     def restore_params(self, step: int, abstract: Callable[[int], Any]) -> Any:
         """The parameters alone of one checkpoint, straight into their shards.
@@ -212,7 +213,8 @@ class Checkpoints:
         """
         self.verify(step)
         try:
-            item = {"params": abstract(int(self.read_meta(step)["depth"]))}
+            whole = {"params": abstract(int(self.read_meta(step)["depth"]))}
+            item = _without_empty(whole)
             with self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler()) as reader:
                 restored = reader.restore(
                     self.directory / str(step) / "state",
@@ -226,7 +228,7 @@ class Checkpoints:
             if isinstance(error, UserError) or _is_out_of_memory(error):
                 raise
             raise self._unreadable(step, _first_line(error)) from error
-        return restored["params"]
+        return _with_empty(whole, restored)["params"]
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps: of a way that the run does not go."""
@@ -362,9 +364,33 @@ def storage(tree: Any) -> Any:
 
 
 def as_stored(state: TrainState) -> dict[str, Any]:
-    """A state as it lies on disk: nested dicts, without what it has none of."""
+    """A state as it lies on disk: nested dicts, without what it has none of.
+
+    Of a stack of no layers that is every array; None stands in its place.
+    """
+    return _without_empty(_fields(state))
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _without_empty(tree: Any) -> Any:
+    # Orbax writes no array without elements.
+    return jax.tree.map(lambda leaf: None if 0 in np.shape(leaf) else leaf, tree)
+
+
+def _with_empty(abstract: Any, restored: Any) -> Any:
+    def filled(leaf, found):
+        if found is not None:
+            return found
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding,
+            lambda index: np.zeros(leaf.shape, leaf.dtype)[index],
+        )
+
+    return jax.tree.map(filled, abstract, restored)
 
 
 def _first(problems: list[str | None]) -> str | None:

@@ -300,15 +300,19 @@ class TrainConfig:
         See `Plan.describe`, `charges.charged` and `teacher.charged`.
         """
         plan, costs = self.plan(), self.costs()
-        described = charged(
+        described = self.named(charged(
             plan.describe(costs, self.tokens_per_step), self.tokens_per_step,
             forecast(self.choice, self.growth, plan, len(self.data.mixture or [None])),
-        )
+        ))
         if not self.distill.on:
             return described
         from stacking_jax.training import teacher
 
         return teacher.charged(self, described)
+
+    def named(self, described: dict) -> dict:
+        """A described plan with the run's `method`, and the `trigger` of its growths if any."""
+        return described | {"method": self.method, "trigger": self.choice.trigger}
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

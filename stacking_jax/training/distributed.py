@@ -156,6 +156,17 @@ def gather(name: str, value: str) -> list[str]:
     return [said for _, said in sorted(client.key_value_dir_get(folder))]
 
 
+def meet(name: str) -> None:
+    """Waits until all processes are here.
+
+    To be called between compiling and running: Gloo, by which CPUs talk, gives the others half a
+    minute to come to their first collective, and on a busy machine one may compile longer.
+    """
+    client = _client()
+    if client is not None:
+        client.wait_at_barrier(f"stacking_jax/{name}/{next(_rounds)}", _DAY_MS)
+
+
 @contextlib.contextmanager
 def main_process_first(name: str) -> Iterator[None]:
     """Process 0 runs the block, then the others do; all must come by."""

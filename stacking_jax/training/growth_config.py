@@ -35,7 +35,8 @@ class GrowthConfig:
       keep_first, keep_last: layers at the ends that are never repeated; they stand in
         every stage.
       stage_depths: the depths of all stages, the model's last, in place of num_stages; a float
-        up to 1.0 is a share of the model's depth, rounded, and at least one layer.
+        up to 1.0 is a share of the model's depth, rounded, and at least one layer. 0 stands for
+        no layers at all: embeddings, norm and head alone, from which 'inherit_first' grows.
       stage_fractions: their shares of the steps, in place of schedule and alpha; of two stages
         also 'g_stack_law', see `growth.g_stack_tokens`, at most half of the steps.
       law_flops: the law's C; None for 6 · parameters · tokens of the run.

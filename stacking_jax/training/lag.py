@@ -87,7 +87,7 @@ def choose(
         )
     decision = decide(run.setup, number, choice.ways, scores, lag)
     decision["cost"]["seconds"] = time.monotonic() - began
-    run.take(decision)
+    decision = run.take(decision)
     say(f"step {stage.start}: {decision['verdict']}")
 
 

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from stacking_jax.console import progress, say
 from stacking_jax.errors import UserError
+from stacking_jax.training import consensus
 from stacking_jax.training.candidates import Candidate
 from stacking_jax.training.decisions import alike
 from stacking_jax.training.lag import with_choice
@@ -37,7 +39,7 @@ def lag_study(
     """Trains every candidate to the end, scoring at lags from 0 to `lag`.
 
     A candidate that is done lies in `out/trials`, and is not trained again when the same
-    study goes on.
+    study goes on. Of several processes the first one's files count, and it alone writes.
 
     Args:
       start: the checkpoint from which all grow.
@@ -67,7 +69,9 @@ def lag_study(
             say(f"{', '.join(group)} are the same growth here; {group[0]} is trained for all")
     lags = spaced(lag, points)
     end = setup.plan.total_steps
-    (out / "trials").mkdir(parents=True, exist_ok=True)
+    main_process = jax.process_index() == 0
+    if main_process:
+        (out / "trials").mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[int, list[BatchLoss]]] = {}
     shared = first_programs(setup, number)
     distinct = [way for way in ways if way.name in {group[0] for group in groups}]
@@ -76,8 +80,8 @@ def lag_study(
         for way in distinct:
             key = _key(start, way, lags, batches)
             path = out / "trials" / f"{key[:16]}.json"
-            found = _read(path, key)
-            if found is None:
+            known = consensus.from_first(_read(path, key) if main_process else None)
+            if known is None:
                 advance(0, way.name)
                 tried = with_choice(setup, way, number)
                 found = try_out(
@@ -86,13 +90,15 @@ def lag_study(
                     skipped_batches=start.skipped_batches, programs=shared,
                     after_step=lambda step, metrics, name=way.name: advance(1, name),
                 )
-                write_json(
-                    path,
-                    {"key": key, "name": way.name, "steps": [
-                        [step, [list(batch) for batch in of]] for step, of in found.items()
-                    ]},
-                )
+                if main_process:
+                    write_json(
+                        path,
+                        {"key": key, "name": way.name, "steps": [
+                            [step, [list(batch) for batch in of]] for step, of in found.items()
+                        ]},
+                    )
             else:
+                found = {step: [BatchLoss(*batch) for batch in of] for step, of in known}
                 advance(end - start.step, f"{way.name} is done")
             losses[way.name] = found
     result = {
@@ -114,7 +120,8 @@ def lag_study(
             [of[end] for of in losses.values()], lags, seed=setup.config.seed,
         ),
     }
-    write_json(out / "lag.json", result)
+    if main_process:
+        write_json(out / "lag.json", result)
     return result
 
 
@@ -230,13 +237,13 @@ def _key(start: Start, way: Candidate, lags: Sequence[int], batches: int | None)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path, key: str) -> dict[int, list[BatchLoss]] | None:
+def _read(path: Path, key: str) -> list[tuple[int, list]] | None:
+    """Steps and what each held-out batch gave then, as they stand in the file of a trial."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["key"] != key:
             return None
-        return {
-            int(step): [BatchLoss(*batch) for batch in of] for step, of in found["steps"]
-        }
+        return [(int(step), [list(BatchLoss(*batch)) for batch in of])
+                for step, of in found["steps"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -85,12 +85,13 @@ class Run:
         )
         return stage.grows and stage.start >= self.first_step and not done
 
-    def take(self, decision: Decision) -> None:
-        """Records a decision, and goes on by it."""
-        self.decisions.record(decision)
+    def take(self, decision: Decision) -> Decision:
+        """Records a decision, that of process 0, and goes on by it; returns it."""
+        decision = self.decisions.record(decision)
         self.setup = self.setup.decided(self.decisions.taken)
         self.recorder.follow(self.setup.plan, self.setup.flops_at)
         write_decided_plan(self.setup)
+        return decision
 
     def write_goodput(self, step: int) -> dict[str, Any]:
         """The account of the wall time until now; see `Goodput.write`."""

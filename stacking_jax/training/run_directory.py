@@ -68,10 +68,14 @@ def prepare(
       UserError: as `check`, or if the data are not those that the run began with.
     """
     with distributed.main_process_first("prepare"):
-        _prepare(run_dir, config, data_digest, gin_text, about)
+        prepare_alone(run_dir, config, data_digest, gin_text, about)
 
 
-def _prepare(run_dir, config, data_digest, gin_text, about):
+def prepare_alone(
+    run_dir: Path, config: TrainConfig, data_digest: str, gin_text: str | None = None,
+    about: dict | None = None,
+) -> None:
+    """`prepare`, of several processes for one that the others do not wait for here."""
     old = check(run_dir, config)
     if old is None and jax.process_index() != 0:
         raise UserError(

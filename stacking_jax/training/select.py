@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from stacking_jax.console import say
 from stacking_jax.errors import UserError
 from stacking_jax.paths import local_path, open_path
+from stacking_jax.training import agreement, consensus, run_directory
 from stacking_jax.training import decisions as decided
 from stacking_jax.training import lag as lags
-from stacking_jax.training import run_directory
 from stacking_jax.training.candidates import Candidate, candidates_of
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.compilation import use_compilation_cache
@@ -67,7 +69,8 @@ class Start:
         checkpoints = Checkpoints(
             run_dir / "checkpoints", read_only=True, digests=config.checkpoint_digests
         )
-        steps = checkpoints.steps()
+        # A run may go on beside this one, and its newest step is not the same for all who ask.
+        steps = consensus.from_first(checkpoints.steps())
         if not steps or step not in (None, *steps):
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(
@@ -99,6 +102,7 @@ class Start:
                 {"kind": "boundary", "stage": before + 1, "step": step, "reason": "select"}
             )
         setup = Setup.of(config, run_dir, Clock()).decided(taken)
+        agreement.check_agreement(config, setup.data_digest, run_dir)
         recorded = run_directory.check(run_dir, config) or {}
         if recorded.get("data_digest") not in (None, setup.data_digest):
             raise UserError(
@@ -169,7 +173,7 @@ def select(
     )
     decision = lags.decide(setup, number, list(ways), scores, lag)
     decision["cost"]["seconds"] = time.monotonic() - began
-    stages = setup.plan.stages
+    stages, decision = setup.plan.stages, consensus.from_first(decision)
     return decision | {"from_depth": stages[number - 1].depth, "to_depth": stages[number].depth}
 
 
@@ -184,7 +188,8 @@ def branch(start: Start, decision: decided.Decision, out: str | Path) -> Path:
     """A new run that goes on from the checkpoint by this decision; `train` takes it up.
 
     It holds the checkpoint, the metrics until then, and the decisions: the lag that the chosen
-    one has trained comes out again, to the bit, as the first steps of its stage.
+    one has trained comes out again, to the bit, as the first steps of its stage. Of several
+    processes the first makes it, and all wait for it.
 
     Args:
       start: the checkpoint.
@@ -195,6 +200,21 @@ def branch(start: Start, decision: decided.Decision, out: str | Path) -> Path:
       UserError: if something is there, or it cannot be written.
     """
     source, out = local_path(start.setup.run_dir), local_path(out)
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            _make_branch(start, decision, source, out)
+        except UserError as error:
+            problem = str(error)
+    problem = consensus.from_first(problem)
+    if problem is not None:
+        raise UserError(problem)
+    say(f"{out} goes on from step {start.step} with {decision['candidate']}")
+    return out
+
+
+def _make_branch(start: Start, decision: decided.Decision, source: Path, out: Path) -> None:
+    """The folder of `branch`, whole or not at all."""
     if os.path.lexists(out):
         raise UserError(f"{out} exists already and is not written over; name another --out")
     config = run_directory.read_config(source)
@@ -203,7 +223,7 @@ def branch(start: Start, decision: decided.Decision, out: str | Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         about = start.setup.about | {"name": config.name or out.name}
-        run_directory.prepare(temporary, config, start.setup.data_digest, None, about)
+        run_directory.prepare_alone(temporary, config, start.setup.data_digest, None, about)
         folder = f"checkpoints/{start.step}"
         shutil.copytree(source / folder, temporary / folder)
         if (source / "metrics.jsonl").exists():
@@ -216,5 +236,3 @@ def branch(start: Start, decision: decided.Decision, out: str | Path) -> Path:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    say(f"{out} goes on from step {start.step} with {decision['candidate']}")
-    return out

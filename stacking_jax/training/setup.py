@@ -212,9 +212,9 @@ class Setup:
     def described_plan(self) -> dict:
         """`TrainConfig.describe_plan` of what has been decided, and what that cost."""
         tokens = self.config.tokens_per_step
-        described = charged(
+        described = self.config.named(charged(
             self.plan.describe(self._costs, tokens), tokens, spent(self.decisions)
-        )
+        ))
         return teacher.charged(self.config, described) if self.config.distill.on else described
 
 

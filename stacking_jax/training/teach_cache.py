@@ -65,6 +65,11 @@ def make_teacher_cache(
       UserError: there is no teacher, or it has another vocabulary; the folder holds something
         else.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"distill-cache runs in one process, not in {jax.process_count()}: start it on one "
+            "host, without --distributed and --coordinator; all read what it writes"
+        )
     folder = Path(folder).expanduser().absolute()
     distill = config.distill
     if distill.teacher is None or distill.top_k is None:
@@ -74,8 +79,6 @@ def make_teacher_cache(
         )
     if dtype not in FLOATS:
         raise UserError(f"--dtype is one of {', '.join(FLOATS)}; got {dtype!r}")
-    if jax.process_count() > 1:
-        raise UserError("distill-cache runs in one process; start it on one host")
     # The teacher does not depend on how long it teaches.
     on = dataclasses.replace(distill, fraction=distill.fraction or 1.0)
     config = dataclasses.replace(config, distill=on)

@@ -18,6 +18,7 @@ from stacking_jax.data.split_writer import file_sha256
 from stacking_jax.data.teacher_cache import TeacherCache, open_teacher_cache
 from stacking_jax.errors import UserError
 from stacking_jax.growth import Stage
+from stacking_jax.growth.plan import full_depth_steps
 from stacking_jax.models import DecoderConfig
 from stacking_jax.models.layer_stack import cast_matrices
 from stacking_jax.paths import open_path
@@ -198,12 +199,15 @@ def charged(config: TrainConfig, described: dict[str, Any]) -> dict[str, Any]:
     else:
         training, kind, params = model.training_flops(), model.kind, model.params
     without = described["model_flops"]
-    total = without + own
+    layers = described["model_flops_without_head"]
+    speedup = described["speedup_model"] * without / (without + own)
     return described | {
-        "model_flops": total,
-        "model_flops_without_head": described["model_flops_without_head"] + own,
+        "model_flops": without + own,
+        "model_flops_without_head": layers + own,
         "model_flops_without_attention": described["model_flops_without_attention"] + own,
-        "speedup_model": described["speedup_model"] * without / total,
+        "full_depth_steps": full_depth_steps(described["total_steps"], speedup),
+        "speedup_blocks": described["speedup_blocks"] * layers / (layers + own),
+        "speedup_model": speedup,
         "model_flops_without_teacher_training": without,
         "model_flops_with_teacher_training": None if training is None else without + training,
         "teacher": {

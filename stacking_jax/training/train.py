@@ -21,6 +21,7 @@ from stacking_jax.training import (
     agreement,
     boundaries,
     consensus,
+    distributed,
     lag,
     run_directory,
     sharding,
@@ -246,6 +247,8 @@ def _enter_stage(run: Run, number: int, stop: Callable[[], int | None]) -> None:
         compile_seconds = clock.wall - began
     if lag.is_due(run, number):
         programs = _choose(run, number, programs, stop)
+    with clock.section("compile"):
+        distributed.meet("stage")
     run.programs = programs
     setup, stage = run.setup, run.setup.plan.stages[number]
     begins = max(stage.start, run.first_step)
@@ -305,7 +308,11 @@ def _choose(
 
 
 def _watch(run: Run, number: int, step: int) -> Stage:
-    """The stage that trains, which ends with this step if its trigger says so."""
+    """The stage that trains, which ends with this step if its trigger says so.
+
+    Where it is on record already when it ends, what the trigger says now counts for nothing: a
+    clock would say something else than it did.
+    """
     stages = run.setup.plan.stages
     stage, watch = stages[number], run.watch
     if watch is None or not watch.due(step) or number + 1 == len(stages) or step >= stage.end:
@@ -324,7 +331,8 @@ def _watch(run: Run, number: int, step: int) -> Stage:
         },
         held_out,
     )
-    seen = consensus.from_first(seen)
+    known = any(d["kind"] == "boundary" for d in run.decisions.of_stage(number + 1))
+    seen = None if known else consensus.from_first(seen)
     if seen is not None:
         run.take({"kind": "boundary", "stage": number + 1, "step": step, **seen})
         run.forget_ahead()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from stacking_jax.models.kernels import check_documents
-from stacking_jax.training import sharding
+from stacking_jax.training import distributed, sharding
 from stacking_jax.training.growing import growth_program
 from stacking_jax.training.paired import BatchLoss
 from stacking_jax.training.programs import Programs, compile_stage
@@ -72,6 +72,7 @@ def try_out(
                 )
             if at == number:
                 state = growth_into(setup, number)(state)
+                distributed.meet("trial")
             elif stage.grows:
                 state = programs.grow(state)
             score(stage.start)

@@ -82,6 +82,8 @@ def test_loops_are_found_in_a_flat_list(sources, segments):
         (range(8), "0..7"),
         ([0, 2, 3, 5, 7], "0 2 3 5 7"),
         ([0, 0, 1, 1], "(0)×2 (1)×2"),
+        ([0, 1, 1, 2, 2, 3, 3, 4], "0 (1)×2..(3)×2 4"),
+        ([0, 0, 1, 1, 2, 2, 2, 3, 3, 3, NEW, NEW, 0, 0], "(0)×2 (1)×2 (2)×3 (3)×3 (+)×2 (0)×2"),
         ([0, 1, *[2, 3, 4, 5] * 3, 6, 7], "0 1 (2..5)×3 6 7"),
         (midas(8, 4).sources, "(0..3)×2 4..7"),
         ([3, 2, 1, 0], "3 2 1 0"),
@@ -121,11 +123,20 @@ def test_numpy_integers_are_layers():
     assert hash(built) == hash(DepthMap([0, 1, 1]))
 
 
+def test_a_stack_of_no_layers_has_a_map():
+    nothing = DepthMap([], stored=0)
+    assert nothing == DepthMap.identity(0) == copy.deepcopy(nothing)
+    assert nothing.is_identity and len(nothing) == 0 and str(nothing) == "none"
+    born = DepthMap([NEW] * 3, stored=0)
+    assert nothing.then(born) == born and str(born) == "(+)×3"
+
+
 @pytest.mark.parametrize(
     ("sources", "stored", "message"),
     [
         ([], None, "at least one layer"),
         ([Segment(())], None, "at least one layer"),
+        ([], 2, "at least one layer"),
         ([0, 3], 3, "names layer 3"),
         ([-2, 0], None, "names layer -2, but the stack stores layers 0 to 0; NEW"),
         ([0], 0, "names layer 0, but the stack stores none"),

@@ -169,14 +169,17 @@ def test_loops():
 
 def test_from_one_layer_and_from_none():
     assert growth_map("single_layer", 1, 6) == single_layer(6)
+    nothing = DepthMap([NEW] * 6, stored=0)
+    assert growth_map("inherit_first", 0, 6) == nothing
+    assert growth_map("custom", 0, 6, sources=[NEW] * 6) == nothing
+    for name in ("midas", "g_stack", "single_layer", "solar", "every_nth"):
+        with pytest.raises(UserError, match=f"{name} copies layers, and there are none yet"):
+            growth_map(name, 0, 6)
     with pytest.raises(UserError, match="this one has 2"):
         growth_map("single_layer", 2, 6)
-    assert growth_map("inherit_first", 0, 2) == DepthMap([NEW, NEW], stored=0)
     assert growth_map("inherit_first", 3, 5).sources == (0, 1, 2, NEW, NEW)
     assert growth_map("inherit_first", 3, 5, k=1).sources == (0, NEW, NEW, NEW, NEW)
     assert growth_map("inherit_first", 5, 3) == DepthMap([0, 1, 2], stored=5)
-    with pytest.raises(UserError, match="the depth must be at least 1"):
-        growth_map("g_stack", 0, 4)
 
 
 def test_by_hand():

@@ -204,6 +204,9 @@ def test_a_plan_by_hand():
         ([(4, 10), 8], "stage 2 of a plan by hand"),
         ([(4, 0)], "the steps of a stage must be a positive whole number"),
         ([(4.0, 1)], "the depth of a stage must be a positive whole number"),
+        ([(0, 1)], "a plan ends with one layer at least"),
+        ([(False, 1), (2, 1, [0])], "the depth of a stage must be a positive whole number"),
+        ([(0, 10), (8, 10, "midas")], "midas copies layers, and there are none yet"),
         ([(4, 10), (8, 10, "midsa")], "did you mean midas"),
         ([(4, 10), (6, 10, {"operator": "midas", "block": 4})], "does not lead from 4 layers to 6"),
         ([(4, 10), (8, 10, {"block": 4})], "needs the name of an 'operator'"),
@@ -242,6 +245,26 @@ def test_describe_adds_up_and_is_json():
     assert description["speedup_blocks"] > description["speedup_model"] > 1
     assert description["speedup_blocks"] == plan.speedup(GPT2_124M, head=False)
     assert description["model_flops_without_head"] < description["model_flops"]
+
+
+def test_a_stage_may_have_no_layers():
+    plan = Plan.growing([0, 8], [math.log(0.8), math.log(0.2)], 100, "inherit_first")
+    assert plan == Plan.custom([(0, 80), (8, 20, {"operator": "inherit_first"})])
+    assert plan.stages[1].grow_map == DepthMap([NEW] * 8, stored=0) and plan.growth_steps == (80,)
+    described = json.loads(json.dumps(plan.describe(GPT2_124M, tokens_per_step=8)))
+    first, second = described["stages"]
+    assert (first["depth"], first["run_depth"], first["map_text"]) == (0, 0, "none")
+    assert first["params"] == GPT2_124M.params(0) > 0
+    assert first["flops_per_token_without_head"] == 0 < first["flops_per_token"]
+    assert second["map"] == [NEW] * 8
+    assert described["speedup_blocks"] == pytest.approx(5)
+
+    # A boundary at which nothing grows, such as the end of a teacher's steps.
+    parts = plan.split(30)
+    assert [stage.grows for stage in parts.stages] == [False, False, True]
+    assert parts.stages[1].to_dict()["grow_map"] == []
+    assert parts.describe(GPT2_124M, 8)["stages"][1]["map"] == []
+    assert parts.flops(GPT2_124M, 8) == plan.flops(GPT2_124M, 8)
 
 
 # ---- errors -------------------------------------------------------------------------------------

@@ -401,6 +401,30 @@ def test_a_turn_of_the_loop_runs_as_many_layers(unroll, bodies):
     assert (" while(" in text) == (unroll < 6)
 
 
+@pytest.mark.parametrize("mode", ["scan", "unroll"])
+def test_no_layers_change_nothing(mode):
+    nothing = jax.tree.map(lambda leaf: leaf[:0], LAYERS)
+
+    def run(layers, x):
+        return run_stack(
+            body, layers, x, gates=jnp.zeros(0), mode=mode,
+            remat=jax.checkpoint_policies.nothing_saveable,
+        )
+
+    np.testing.assert_array_equal(run(nothing, X), X)
+    gradient = jax.grad(loss(run), (0, 1))(nothing, X)
+    assert jax.tree.map(jnp.shape, gradient[0]) == {"w": (0, WIDTH, WIDTH), "b": (0, WIDTH)}
+    np.testing.assert_array_equal(gradient[1], jax.grad(loss(lambda _, x: x), 1)(nothing, X))
+    x, outputs = run_stack(
+        lambda layer, x, item: (body(layer, x), {"new": item["old"] + x.sum()}), nothing, X,
+        per_position={"old": jnp.zeros((0, 5))}, mode=mode,
+    )
+    np.testing.assert_array_equal(x, X)
+    assert outputs["new"].shape == (0, 5)
+    with pytest.raises(UserError, match="the stack stores none"):
+        run_stack(body, nothing, X, [0])
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 

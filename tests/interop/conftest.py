@@ -133,7 +133,12 @@ def run_dir(run_config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def restore() -> Callable[[Path, int], object]:
-    """restore(run_dir, step): the whole train state, read by the training code."""
+    """restore(run_dir, step): the whole train state, read by the training code.
+
+    On one device: there, what a test does with it needs no program for all eight.
+    """
+    import jax
+
     from stacking_jax.models import LAYOUT
     from stacking_jax.training import sharding
     from stacking_jax.training.checkpoints import Checkpoints
@@ -147,7 +152,7 @@ def restore() -> Callable[[Path, int], object]:
         checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
         depth = int(checkpoints.read_meta(step)["depth"])
         made = optimizer(config.optimizer, LAYOUT)
-        mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
+        mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1), jax.devices()[:1])
         state = checkpoints.restore(step, abstract_state(config.model, made, depth, mesh))
         checkpoints.close()
         return state

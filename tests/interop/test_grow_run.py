@@ -53,14 +53,15 @@ def _meta(run_dir, step):
 def test_the_whole_state_is_that_of_grow(run_dir, restore, tmp_path, sources):
     grow_folder(run_dir, tmp_path / "out", sources, step=6)
     depth_map = DepthMap(sources, stored=4)
-    _assert_same(restore(tmp_path / "out", 6), grow(restore(run_dir, 6), depth_map, LAYOUT))
+    before = jax.device_get(restore(run_dir, 6))
+    _assert_same(restore(tmp_path / "out", 6), grow(before, depth_map, LAYOUT))
     assert stored_depth(tmp_path / "out") == len(sources)
 
 
 def test_silent_copies_are_those_of_start_copies(run_dir, restore, tmp_path):
     depth_map = gradstack(4, block=2)
     grow_folder(run_dir / "checkpoints" / "6", tmp_path / "out", depth_map, init="identity")
-    grown = grow(restore(run_dir, 6), depth_map, LAYOUT)
+    grown = grow(jax.device_get(restore(run_dir, 6)), depth_map, LAYOUT)
     params = start_copies(grown.params, depth_map, LAYOUT, Identity(), outputs="decoder")
     _assert_same(restore(tmp_path / "out", 6), dataclasses.replace(grown, params=params))
     # The function is unchanged: so is what it says.
@@ -76,7 +77,7 @@ def test_silent_copies_are_those_of_start_copies(run_dir, restore, tmp_path):
 def test_moments_are_those_of_grow_opt_state(run_dir, run_config, restore, tmp_path, policy):
     depth_map = midas(4, block=2)
     grow_folder(run_dir, tmp_path / "out", depth_map, step=6, moments=policy)
-    before = restore(run_dir, 6)
+    before = jax.device_get(restore(run_dir, 6))
     expected = grow_opt_state(
         before.opt_state, depth_map, LAYOUT, policy, params=before.params,
         optimizer=optimizer(run_config.optimizer, LAYOUT),
@@ -103,7 +104,7 @@ def test_moments_of_other_optimisers_too(other_run, restore, tmp_path, policy):
     folder, config = other_run
     depth_map = DepthMap([0, 1, 1], stored=2)
     grow_folder(folder, tmp_path / "out", depth_map, moments=policy)
-    before = restore(folder, 2)
+    before = jax.device_get(restore(folder, 2))
     expected = grow_opt_state(
         before.opt_state, depth_map, LAYOUT, policy, params=before.params,
         optimizer=optimizer(config.optimizer, LAYOUT),
@@ -226,7 +227,7 @@ def test_a_layer_lies_in_chunks_of_its_own(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 2000)
     grow_folder(run_dir, tmp_path / "out", [0, 1, 2, 3, 3], step=6)
     state = StoredState(tmp_path / "out" / "checkpoints" / "6")
-    for keys, leaf in state.shapes().items():
+    for keys in state.shapes():
         array = state.open(keys)
         chunk = stored_state.chunk_shape(array)
         assert np.prod(chunk) * array.dtype.numpy_dtype.itemsize <= 2000

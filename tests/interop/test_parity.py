@@ -6,6 +6,7 @@ once for all folders.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,9 +20,12 @@ import pytest
 from flax import nnx
 
 from stacking_jax.data.vocabularies import Bytes
+from stacking_jax.evaluation.model import RunModels
 from stacking_jax.growth import DepthMap, gradstack, midas
 from stacking_jax.interop import export_params, export_run, grow_folder, import_params
 from stacking_jax.models import Decoder, DecoderConfig
+from stacking_jax.training import GrowthConfig, train
+from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.state import model_graph
 
 ENVIRONMENT = os.environ | {
@@ -29,6 +33,10 @@ ENVIRONMENT = os.environ | {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
 }
 STEPS = {"run_2": 3, "run_4": 6, "run_6": 9}
+LOOPS = {
+    "run_looped": LoopConfig(loops=3),
+    "run_middle_looped": LoopConfig(loops=2, first=1, last=1),
+}
 SHAPES = {
     "untied": DecoderConfig(
         vocab_size=264, num_layers=3, d_model=32, d_ff=48, num_heads=4, tied_embeddings=False,
@@ -73,7 +81,17 @@ def tokens() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folders(run_dir, make_folder, tmp_path_factory) -> Path:
+def looped_runs(run_config, tmp_path_factory) -> dict[str, Path]:
+    """Two stored layers run three times; and four, of which the middle two run twice."""
+    plain = dataclasses.replace(run_config, growth=GrowthConfig(), total_steps=3)
+    root = tmp_path_factory.mktemp("looped_runs")
+    for name, loops in LOOPS.items():
+        train(dataclasses.replace(plain, loops=loops), root / name)
+    return {name: root / name for name in LOOPS}
+
+
+@pytest.fixture(scope="module")
+def folders(run_dir, make_folder, tmp_path_factory, request) -> Path:
     """Everything that `transformers` is to read, under one roof."""
     found = subprocess.run(
         [sys.executable, "-c", "import torch, transformers"], env=ENVIRONMENT,
@@ -85,6 +103,9 @@ def folders(run_dir, make_folder, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("parity")
     for name, step in STEPS.items():
         export_run(run_dir, root / name, step=step, max_shard_size="30KB")
+    # Asked for here, so that nothing is trained where the tests are skipped.
+    for name, looped in request.getfixturevalue("looped_runs").items():
+        export_run(looped, root / name)
     for name, config in SHAPES.items():
         model = Decoder(config, key=jax.random.key(1))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -140,6 +161,17 @@ def test_every_stage_of_a_run(run_dir, run_config, restore, theirs, tokens, name
     assert np.abs(theirs[name] - theirs["untied"]).max() > 0.1
 
 
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_looped_model_has_its_layers_as_often_as_they_run(theirs, looped_runs, tokens, name):
+    model = RunModels(looped_runs[name]).load(3)
+    decoder = nnx.merge(model.graph, model.params)
+    _assert_close(np.asarray(decoder(jnp.asarray(tokens, jnp.int32), **model.runs)), theirs[name])
+    assert theirs[f"{name}.depth"] == 6
+    # The agreement means something: what is stored, run once, gives other logits.
+    once = np.asarray(decoder(jnp.asarray(tokens, jnp.int32)))
+    assert np.abs(theirs[name] - once).max() > 0.1
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_of_our_decoder(theirs, tokens, name):
     model = Decoder(SHAPES[name], key=jax.random.key(1))
@@ -177,6 +209,6 @@ def test_grown_folders_compute_what_grown_parameters_do(folders, theirs, tokens)
     assert np.abs(theirs["run_4"] - theirs["run_4_copied"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [*STEPS, *LOOPS])
 def test_the_tokenizer_gives_our_ids(theirs, name):
     assert theirs[f"{name}.ids"].tolist() == [*Bytes().encode("A byte: é"), Bytes.eos_id]

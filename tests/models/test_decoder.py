@@ -289,6 +289,18 @@ def test_growing_unties_a_loop_without_changing_the_function(depth_map, mode):
     assert_close(forward(untied, TOKENS), looped, 1e-6)
 
 
+@pytest.mark.parametrize("mode", ["scan", "unroll"])
+def test_without_layers_a_decoder_is_embedding_norm_and_head(mode):
+    model = make(dataclasses.replace(CONFIG, stack=mode), depth=0)
+    tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
+    wanted = model.norm(model.embedding[...][tokens]) @ model.head_matrix()[0].T
+    assert_close(forward(model, tokens), wanted)
+    cache = model.prefill(tokens[:, :4], 6)
+    logits, cache = model.decode(tokens[:, 4:], np.array([[4, 5]] * 2), cache)
+    assert_close(logits, wanted[:, 4:])
+    assert jax.tree.leaves(cache)[0].shape[0] == 0
+
+
 def test_gates_skip_layers():
     model = make()
     gated = forward(model, TOKENS, gates=jnp.array([1.0, 0.0, 0.0, 1.0]))

@@ -181,3 +181,27 @@ def test_a_plan_says_what_its_teacher_costs(training, own, words):
     text = plan_table({"stages": [{"depth": 2, "steps": 5}], "teacher": teacher})
     assert "in the first 5 steps: 4.00 MFLOP/token, counted" in " ".join(text.split())
     assert words in " ".join(text.split())
+
+
+def test_a_plan_says_what_its_method_leaves_open(drawing):
+    stages = [
+        {"depth": 0, "steps": 10, "map_text": "none"},
+        {"depth": 8, "steps": 10, "map_text": "(+)×8", "path": 4, "taught": True},
+        {"depth": 8, "steps": 10, "map_text": "0..7", "path": 8, "taught": False},
+    ]
+    plan = {
+        "stages": stages, "method": "lag(midas) + salt", "trigger": "plateau",
+        "choice_flops": 1e12, "model_flops": 4e12,
+    }
+    lines = plan_table(plan).splitlines()
+    assert lines[0].strip() == "Plan: lag(midas) + salt"
+    first, second, third = lines[4:7]
+    assert first.endswith("none") and third.endswith("0..7")
+    assert second.endswith("(+)×8 · 4 drawn each step · taught")
+    text = " ".join(" ".join(lines).split())
+    assert "1.00 TFLOP of the run's 4.00 TFLOP (25.0 %) try candidates" in text
+    assert "steps or earlier" in text and "ChoiceConfig.trigger = 'plateau'" in text
+    assert "+: a new layer" in text
+    plain = plan_table({"stages": stages[2:], "trigger": None})
+    assert plain.splitlines()[0].strip() == "Plan"
+    assert "+" not in plain and "trigger" not in plain

@@ -66,6 +66,9 @@ def test_a_stage_that_does_not_fit_is_marked(plan):
     assert "40.00" in cells.rows[1] and "NO" in cells.rows[1]
     assert any("not known" in line for line in cells.lines)
     assert not any("saves" in line for line in cells.lines)
+    assert any("the compiler's error" in line for line in cells.lines)
+    plan["topology"]["method"] = "formula"
+    assert not any("compiler's error" in line for line in topology_cells(plan).lines)
 
 
 def test_what_was_measured_stands_beside_what_was_predicted(plan):
@@ -97,3 +100,37 @@ def test_bytes(text, value):
 def test_small_and_large_numbers():
     assert gibibytes(95.74 * GIB) == "95.74" and gibibytes(0.019 * GIB) == "0.019"
     assert seconds_text(0.0123) == "12.3 ms" and seconds_text(1.389) == "1.39 s"
+
+
+def test_what_the_steps_leave_out_is_said(plan):
+    plan |= {"teacher": {"trained_within_the_run": True}, "choice_flops": 1e12}
+    text = " ".join(topology_table(plan).split())
+    assert "steps, without the training of its teacher and what trying candidates takes: 10" in text
+    plan["teacher"]["trained_within_the_run"] = False
+    text = " ".join(topology_table(plan | {"choice_flops": None}).split())
+    assert "the run's steps: 10 days" in text
+
+
+def test_what_runs_stands_beside_what_is_stored(plan):
+    assert "runs" not in topology_cells(plan).header, "only where the two differ"
+    looped = stage(2, run_depth=8)
+    full = stage(8, run_depth=8) | {"estimate": plan["baseline"]["estimate"]}
+    cells = topology_cells(plan | {"stages": [looped], "baseline": full})
+    assert cells.header[:3] == ("stage", "depth", "runs")
+    assert [row[:3] for row in cells.rows] == [("1", "2", "8"), ("full", "8", "8")]
+    assert {len(row) for row in cells.rows} == {len(cells.header)} == {len(cells.left)}
+    assert any("this method saves 2.5 days" in line for line in cells.lines)
+    for each in (looped, full):
+        each["step_seconds_measured"] = 0.864
+    measured = topology_cells(plan | {"stages": [looped], "baseline": full})
+    at = measured.header.index("measured")
+    assert measured.header[at - 1] == "step" and measured.rows[0][at] == "864 ms"
+
+
+def test_a_method_may_cost_more(plan):
+    plan |= {"stages": [stage(4), stage(4)], "saving": {
+        "days": -1.25, "chip_hours": -250.0, "price": None,
+    }}
+    plan["estimate"] = COST | {"price": None}
+    [said] = [line for line in topology_cells(plan).lines if "this method" in line]
+    assert said == "this method costs 1.25 days, 250 chip-hours more: 10.0 % of it"

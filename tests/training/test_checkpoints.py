@@ -92,6 +92,25 @@ def test_what_is_saved_comes_back_into_its_shards(tmp_path, shapes):
         np.testing.assert_array_equal(got, np.full(want.shape, 3, want.dtype))
 
 
+def test_a_stack_of_no_layers_is_kept_and_comes_back(tmp_path, shapes):
+    abstract = shapes(0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_of(abstract, 3), {"step": 7, "depth": 0})
+    checkpoints.close()
+
+    checkpoints = Checkpoints(tmp_path)
+    state, meta = checkpoints.restore_latest(shapes)
+    assert meta["depth"] == 0
+    params = checkpoints.restore_params(7, lambda depth: shapes(depth).params)
+    for wanted, found in ((abstract, state), (abstract.params, params)):
+        assert jax.tree.structure(found) == jax.tree.structure(wanted)
+        for want, got in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+            assert (got.shape, got.dtype) == (want.shape, want.dtype)
+            assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
+            assert np.all(np.asarray(got) == 3)
+    checkpoints.close()
+
+
 def test_the_newest_are_kept_and_one_save_may_be_under_way(tmp_path, shapes):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in range(1, 6):

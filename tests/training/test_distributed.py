@@ -37,6 +37,7 @@ def test_what_does_not_fit_together_is_refused(arguments, part):
 
 def test_a_process_alone_has_nobody_to_ask(tmp_path):
     assert distributed.gather("x", "said") == ["said"]
+    distributed.meet("x")
     with distributed.main_process_first("x"):
         pass
     assert not distributed.stops_together()

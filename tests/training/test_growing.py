@@ -192,6 +192,31 @@ def test_noise_and_new_layers_are_those_of_seed_and_step():
     np.testing.assert_array_equal(grown(GrowthConfig(init="random"), midas(2, 1)), drawn)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_from_no_layers_all_of_them_are_new(name):
+    transform = OPTIMIZERS[name]
+    shapes = {depth: abstract_state(MODEL, transform, depth, single()) for depth in (0, 2)}
+    host = jax.tree.map(np.array, numbered(shapes[0]))
+
+    def grown(init):
+        stage = Stage(2, 5, 4, DepthMap([NEW] * 2, stored=0))
+        settings = GrowthConfig(init=init)
+        return growth_program(MODEL, settings, transform, stage, shapes[2])(numbered(shapes[0]))
+
+    state = grown("copy")
+    up = np.asarray(layers_of(state)["mlp"]["up"])
+    np.testing.assert_allclose(up.std(), 32**-0.5, rtol=0.1)
+    assert np.abs(up[0] - up[1]).max() > 0.1
+    # As if the optimiser had begun with them; what is no layer's goes on.
+    assert_equal(state.opt_state.stacked, transform.init(state.params).stacked)
+    assert_equal(state.opt_state.rest, host.opt_state.rest)
+    np.testing.assert_array_equal(state.params["embedding"], host.params["embedding"])
+    assert state.step == host.step
+    silent = layers_of(grown("identity"))
+    assert not np.any(silent["mlp"]["down"]) and not np.any(silent["attention"]["out"])
+    np.testing.assert_array_equal(silent["mlp"]["up"], up)
+
+
 def test_what_cannot_be_shows_before_the_run(config, tmp_path):
     """Adafactor keeps no first moment; nothing has been written then."""
     impossible = dataclasses.replace(

@@ -76,6 +76,9 @@ def test_the_trials_are_charged(plan, chosen, read_summary, read_rows):
     plain = dataclasses.replace(plan, choice=ChoiceConfig()).describe_plan()
     assert described["model_flops"] == pytest.approx(plain["model_flops"] + steps * per_step)
     assert described["speedup_model"] < 1 < plain["speedup_model"]
+    one = described["stages"][-1]["flops_per_token"] * plan.tokens_per_step
+    for each in (described, plain):  # A stage of full depth comes last.
+        assert each["full_depth_steps"] == round(each["model_flops"] / one)
     stages = [stage["model_flops"] for stage in summary["stages"]]
     assert sum(stages) == pytest.approx(summary["model_flops"])
     rows = {(row["kind"], row["step"]): row["model_flops"] for row in read_rows(chosen)}

@@ -140,6 +140,19 @@ def test_only_matrices_decay():
     assert not layers["scale"].any() and not step["norm"]["scale"].any()
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_a_stack_of_no_layers_is_updated(name):
+    transform = optimizer(
+        OptimizerConfig(name=name, weight_decay=0.1, depth_rates=[1.0, 0.5]), LAYOUT
+    )
+    params = tree(0, depth=0)
+    step = jax.eval_shape(
+        lambda params: transform.update(params, transform.init(params), params)[0], params
+    )
+    assert jax.tree.map(jnp.shape, step) == jax.tree.map(jnp.shape, params)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(step["stack"])} == {0}
+
+
 def test_the_embedding_is_one_matrix_and_not_a_stack():
     """Its rows share one clipping by RMS, whatever stands on its first axis."""
     transform = layerwise(optax.clip_by_block_rms(1.0), LAYOUT)

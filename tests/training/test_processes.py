@@ -22,15 +22,25 @@ import jax
 import numpy as np
 import pytest
 
+from stacking_jax.analysis.diagnose import diagnose
 from stacking_jax.data import open_cache
-from stacking_jax.training import Stopped, run_directory, train
+from stacking_jax.training import Stopped, decisions, run_directory, train
 from stacking_jax.training.checkpoints import Checkpoints
+from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.distributed import LOST
+from stacking_jax.training.lag_study import lag_study
 from stacking_jax.training.record_log import read_records
+from stacking_jax.training.select import Start
 from stacking_jax.training.watchdog import STUCK
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16
+
+WAYS = [
+    # Planted: copies that begin far from their source are worse for a while.
+    {"operator": "midas", "init": "noise", "init_options": {"relative": 4.0}, "name": "noisy"},
+    "midas", {"operator": "midas", "init": "identity", "name": "silent"},
+]
 
 
 def free_port() -> int:
@@ -39,11 +49,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(run_dir: Path, *, faults=None, extra=(), **environment) -> list[subprocess.Popen]:
+def start(
+    run_dir: Path | list[Path] | None, *, words=("train",), faults=None, extra=(), **environment
+) -> list[subprocess.Popen]:
     """Two processes with four devices each, which go on with the run of a folder."""
     port = free_port()
     command = [
-        sys.executable, "-m", "benchmarks.fault_worker", "train", "--coordinator",
+        sys.executable, "-m", "benchmarks.fault_worker", *words, "--coordinator",
         f"127.0.0.1:{port}", "--num_processes", "2", "--heartbeat_timeout", "10",
         "--start_timeout", "120", *extra,
     ]
@@ -54,8 +66,9 @@ def start(run_dir: Path, *, faults=None, extra=(), **environment) -> list[subpro
     folders = run_dir if isinstance(run_dir, list) else [run_dir] * 2
     return [
         subprocess.Popen(
-            [*command, "--process_id", str(process), "--run_dir", str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*command, "--process_id", str(process),
+             *(() if folder is None else ("--run_dir", str(folder)))],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for process, folder in enumerate(folders)
     ]
@@ -232,6 +245,130 @@ def test_a_run_moves_from_two_processes_to_one_and_back(
     assert read_records(run_dir) == read_records(alone)
     one, two = state_of(alone, plan, STEPS), state_of(run_dir, plan, STEPS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, two)
+
+
+@pytest.mark.slow
+def test_two_processes_decide_what_one_decides_and_record_it_once(
+    plan, begin, tmp_path, read_rows
+):
+    """When to grow by a plateau, which comes as soon as a window is full; how by LAG."""
+    choice = ChoiceConfig(
+        candidates=WAYS[:2], lag=2, lag_batches=2, trigger="plateau", check_every=1, window=2,
+        threshold=0.99,
+    )
+    decided = dataclasses.replace(
+        plan, total_steps=6, eval_every=0, checkpoint_every=0, log_records=False, choice=choice
+    )
+    alone, run_dir = tmp_path / "alone", tmp_path / "together"
+    train(decided, alone)
+    run_directory.prepare(run_dir, decided, open_cache(plan.data).manifest.digest)
+    said = go_on(run_dir)
+    ours, theirs = decisions.read(run_dir), decisions.read(alone)
+    assert [(d["kind"], d["stage"], d["step"]) for d in ours] == [
+        ("boundary", 1, 2), ("choice", 1, 2)
+    ]
+    for name in ("candidate", "map", "growth", "lag"):
+        assert ours[1][name] == theirs[1][name]
+    assert ours[1]["cost"]["flops"] == theirs[1]["cost"]["flops"]
+    # But for the order in which hosts and devices add up gradients.
+    for mine, other in zip(ours[1]["ranking"], theirs[1]["ranking"], strict=True):
+        assert mine["name"] == other["name"]
+        for name in ("loss", "loss_at_growth"):
+            assert mine[name] == pytest.approx(other[name], rel=2e-4)
+    one, two = state_of(alone, decided, 6), state_of(run_dir, decided, 6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, two)
+    # Both say it in the words of process 0.
+    assert all(ours[1]["verdict"] in text for text in said)
+    assert [row["step"] for row in read_rows(run_dir, "grow")] == [2]
+    assert len(read_rows(run_dir, "decision")) == 2
+
+
+# ---- Ways to grow a checkpoint, held against each other; looking into one ---------------
+
+
+def by_both(run_dir: Path | None, *words) -> tuple[dict, list[str]]:
+    """The JSON object that process 0 of two prints, and process 1 does not; what each said."""
+    words = [*map(str, words), "--json"]
+    codes, printed, said = finish(start(run_dir, words=words, JAX_NUM_CPU_DEVICES="1"))
+    assert codes == [0, 0], said
+    # Gloo prints too, in C++.
+    objects = [text[text.index('{"') :] if '{"' in text else None for text in printed]
+    assert objects[1] is None
+    return json.JSONDecoder().raw_decode(objects[0])[0], said
+
+
+@pytest.fixture(scope="module")
+def studied(alone, tmp_path_factory) -> tuple[Path, dict]:
+    """A lag study by two processes: its folder, and what was printed."""
+    out = tmp_path_factory.mktemp("lag") / "study"
+    found, _ = by_both(
+        alone, "lag-study", "--candidates", json.dumps(WAYS), "--step", 3, "--lag", 2,
+        "--batches", 2, "--points", 3, "--out", out,
+    )
+    return out, found
+
+
+@pytest.mark.slow
+def test_a_lag_study_of_two_processes_is_complete_for_one(alone, studied):
+    """It was written once, and nothing is trained again."""
+    out, found = studied
+
+    def kept():
+        return {path.name: path.stat().st_mtime_ns for path in (out / "trials").iterdir()}
+
+    before = kept()
+    assert len(before) == 3 and (out / "lag.png").exists() and (out / "lag.html").exists()
+    start_of = Start.of(alone, 3)
+    again = lag_study(start_of, start_of.ways(WAYS), 2, out, batches=2, points=3)
+    assert json.loads(json.dumps(again)) == found
+    assert kept() == before
+
+
+@pytest.mark.slow
+def test_select_makes_one_run_and_both_go_on_in_it(alone, studied, tmp_path):
+    """With the best by the very losses that a lag study gives."""
+    out = tmp_path / "new"
+    found, said = by_both(
+        alone, "select", "--candidates", json.dumps(WAYS[:2]), "--step", 3, "--lag", 2,
+        "--batches", 2, "--out", out, "--stop_at", 4,
+    )
+    losses = {one["name"]: one["losses"] for one in studied[1]["candidates"]}
+    for row in found["ranking"]:
+        assert [row["loss_at_growth"], row["loss"]] == losses[row["name"]][::2]
+    boundary, choice = decisions.read(out)
+    assert (boundary["kind"], boundary["step"]) == ("boundary", 3)
+    assert choice == {name: found[name] for name in choice}
+    assert saved(out) == [3, 4]
+    assert all(f"{out} goes on from step 3" in text for text in said)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_looks_alike_inside_to_two_processes_and_to_one(alone, tmp_path):
+    parts = ["maps", "layers"]
+    found, _ = by_both(
+        alone, "diagnose", "--batches", 2, "--parts", ",".join(parts), "--out", tmp_path
+    )
+    assert found == json.loads((tmp_path / f"{STEPS}.json").read_text())
+    assert found["linearity"]["r2"] is not None
+    ours, theirs = (
+        jax.tree_util.tree_flatten_with_path(of)
+        for of in (found, diagnose(alone, batches=2, parts=parts))
+    )
+    for (path, mine), (_, other) in zip(ours[0], theirs[0], strict=True):
+        about = other if isinstance(other, str) else pytest.approx(other, rel=1e-3, abs=1e-4)
+        assert mine == about, jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+def test_labels_are_made_by_one_process(tmp_path):
+    words = ["distill-cache", "--gin_file", "gin/experiments/demo.gin", "--out",
+             str(tmp_path / "labels")]
+    codes, _, said = finish(start(None, words=words))
+    assert codes == [2, 2], said
+    for text in said:
+        [line] = [line for line in text.splitlines() if line.startswith("error:")]
+        assert line.startswith("error: distill-cache runs in one process, not in 2")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_stuck_process_and_those_that_wait_for_it_end(begin):

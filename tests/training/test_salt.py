@@ -234,6 +234,12 @@ def test_a_run_without_a_teacher_trains_one_and_is_charged_for_it(
     assert read_summary(run_dir / "teacher") == own and own["total_steps"] == 4
     summary, rows = read_summary(run_dir), read_rows(run_dir, "train")
     plan = salted.describe_plan()
+    # What it is held against has as many FLOPs, the teacher's training among them.
+    full = dataclasses.replace(config, growth=GrowthConfig(), total_steps=5).describe_plan()
+    one = full["model_flops"] / 5
+    assert plan["full_depth_steps"] == round(plan["model_flops"] / one) > 5
+    assert plan["speedup_model"] == pytest.approx(5 * one / plan["model_flops"])
+    assert plan["speedup_blocks"] < 1
     training = own["model_flops"]
     assert plan["teacher"]["training_flops"] == pytest.approx(training)
     assert summary["model_flops"] == pytest.approx(

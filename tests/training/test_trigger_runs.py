@@ -90,6 +90,18 @@ def test_what_a_clock_said_is_replayed(plan, triggered, tmp_path, monkeypatch, r
     )
 
 
+def test_what_is_on_record_holds_though_it_would_come_sooner_now(plan, tmp_path, read_rows):
+    """As of a clock, which runs otherwise after a restart."""
+    with pytest.raises(Stopped):
+        train(plan, tmp_path / "run", stop_at=1)
+    taken = [{"kind": "boundary", "stage": 1, "step": 3, "reason": "plateau"}]
+    decisions.write(tmp_path / "run" / decisions.FILE, taken)
+    with pytest.raises(Stopped):
+        train(plan, tmp_path / "run", stop_at=4)
+    assert decisions.read(tmp_path / "run") == taken
+    assert [row["step"] for row in read_rows(tmp_path / "run", "grow")] == [3]
+
+
 def test_a_plateau_of_the_held_out_loss_evaluates_at_its_looks(plan, change, tmp_path, read_rows):
     held_out = change(plan, choice={"plateau_on": "held_out"}, eval_every=0)
     with pytest.raises(Stopped):

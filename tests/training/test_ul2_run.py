@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from stacking_jax.analysis.diagnose import diagnose
 from stacking_jax.data import DataConfig, UL2Config, mode_ids, open_cache, tokenizer
 from stacking_jax.errors import UserError
+from stacking_jax.evaluation.model import RunModels
+from stacking_jax.evaluation.scoring import likelihoods
 from stacking_jax.interop import export_run
 from stacking_jax.training import MeshConfig, Stopped, sharding, train
 from stacking_jax.training.checkpoints import Checkpoints
@@ -248,6 +251,35 @@ def test_a_sample_continues_as_causal_text(run, ul2_config):
     first = int(jnp.argmax(logits))
     [text] = sample_from_run(run, "abc ", max_new_tokens=1, temperature=0.0)
     assert text == codec.decode([] if first == codec.eos_id else [first])
+
+
+def test_a_prompt_is_scored_behind_its_mode_token_and_read_both_ways(run, ul2_config):
+    loaded = RunModels(run).load(ul2_config.total_steps)
+    [[scored]] = likelihoods(loaded, ["one two "], [["three"]])
+    codec, decoder = tokenizer(ul2_config.data), nnx.merge(loaded.graph, loaded.params)
+    prompt = [mode_ids(codec.info)["prefix"], *codec.encode("one two ")]
+    target = codec.encode("three")
+    inputs = jnp.asarray([[0, *prompt, *target[:-1]]])
+
+    def score(**options) -> float:
+        likely = jax.nn.log_softmax(decoder(inputs, **options)[0, len(prompt) :])
+        return sum(float(likely[place, token]) for place, token in enumerate(target))
+
+    of_prompt = (jnp.arange(inputs.shape[1]) <= len(prompt))[None]
+    assert scored.log_probability == pytest.approx(score(bidirectional=of_prompt), abs=1e-4)
+    assert abs(scored.log_probability - score()) > 1e-3
+
+
+def test_what_is_looked_into_reads_the_causal_text_of_every_source(run, ul2_config, read_summary):
+    """At the rates of the mixture: so the loss of the whole network is that of the run."""
+    found = diagnose(run, batches=ul2_config.eval_batches)
+    loss = read_summary(run)["eval_loss"]
+    assert found["batches"] == 2 * ul2_config.eval_batches
+    assert found["maps"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["lens"]["loss"][-1] == pytest.approx(loss, rel=1e-5)
+    assert all(row["interval"] is not None for row in found["maps"]["interventions"])
+    assert found["effects"]["depth_score_output"] is not None
+    json.dumps(found, allow_nan=False)
 
 
 def test_exporting_says_that_prompts_are_read_causally_there(run, tmp_path, capsys):

@@ -43,7 +43,7 @@ def growth_map(
 
     Args:
       name: of the operator.
-      depth: the present number of layers.
+      depth: the present number of layers; 0 for `inherit_first` and `custom`.
       to: the number of layers to reach.
       block: layers per block, for operators that have blocks.
       keep_first, keep_last: layers at the ends that are never repeated, for operators
@@ -58,7 +58,12 @@ def growth_map(
         lead there; the message names the depths that it leads to.
     """
     function = operator(name)
-    depth = whole("growth_map: the depth", depth, least=0 if name == "inherit_first" else 1)
+    depth = whole("growth_map: the depth", depth, least=0)
+    if not depth and name not in _FROM_NOTHING:
+        raise UserError(
+            f"{name} copies layers, and there are none yet: from a depth of 0 leads "
+            "inherit_first, which makes new ones"
+        )
     to = whole("growth_map: the depth to reach", to, least=1)
     guards = {"keep_first": keep_first, "keep_last": keep_last}
     given = dict(options)
@@ -262,6 +267,9 @@ _WAYS: dict[str, Callable[[str, int, int, dict[str, Any]], DepthMap]] = {
     "every_nth": _every_nth,
     "drop_last": _drop_last,
 }
+
+# Operators that make layers without a source.
+_FROM_NOTHING = ("inherit_first", "custom")
 
 # What growth_map itself finds out, so that it is no option.
 _FOUND = {

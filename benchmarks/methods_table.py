@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.doc_tables import between_marks, markdown
 from benchmarks.measure import report
 
 RESULTS = Path(__file__).parent / "results" / "methods_cpu.json"
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
-BEGIN, END = "<!-- from runs: begin -->\n", "<!-- from runs: end -->\n"
 _HEAD = (
     "method", "held-out loss, nats per token", "less that of the baseline, as many steps (95 %)",
     "FLOPs over the baseline's", "time over the baseline's",
@@ -36,7 +36,7 @@ def table(results: Mapping[str, Any]) -> str:
     arms = results["arms"]
     baseline = arms[next(iter(arms))]
     lines = {line["arm"]: line for line in results["equal_steps"] if line["endpoint"] == "loss"}
-    rows = [_HEAD, ("---",) * len(_HEAD)]
+    rows = []
     for name, arm in arms.items():
         losses = list(arm["loss"].values())
         if not losses:
@@ -49,7 +49,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"{arm['model_flops'] / baseline['model_flops']:.2f}",
             f"{arm['seconds'] / baseline['seconds']:.2f}",
         ))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown(_HEAD, rows)
 
 
 def _difference(line: Mapping[str, Any] | None) -> str:
@@ -64,10 +64,8 @@ def _difference(line: Mapping[str, Any] | None) -> str:
 
 def with_table(page: str, results: Mapping[str, Any]) -> str:
     """The page with the table between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
     seeds = len(next(iter(results["arms"].values()))["loss"])
-    return f"{before}{BEGIN}\n{table(results)}\nMeans over {seeds} seeds.\n\n{END}{after}"
+    return between_marks(page, f"{table(results)}\nMeans over {seeds} seeds.\n")
 
 
 def main() -> None:

@@ -18,10 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu_lines, floors, gpu_lines, methods_table, run, stack_ways
+from benchmarks import (
+    cpu_lines,
+    floors,
+    gpu_lines,
+    lab_table,
+    methods_table,
+    run,
+    stack_ways,
+)
 from benchmarks.contenders import Shape, Torch, agree, initial_params, ours, plain
 from benchmarks.measure import interval, windows
 from benchmarks.suite import KEYS, Job, Line, Measured, Results, chosen, read_notes
+from stacking_jax.lab import IclSettings
 from stacking_jax.models import DecoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,3 +289,14 @@ def test_the_table_of_the_methods_is_that_of_the_runs():
     includes = {path.stem for path in (ROOT / "gin/methods").glob("*.gin")} - {"plateau", "deep_progressive_zero"}
     assert includes <= set(results["arms"])
     assert len({tuple(arm["loss"]) for arm in results["arms"].values()}) == 1
+
+
+def test_the_verdicts_of_the_lab_are_those_of_its_runs():
+    found = json.loads(lab_table.RESULTS.read_text(encoding="utf-8"))
+    page = lab_table.PAGE.read_text(encoding="utf-8")
+    assert page == lab_table.with_table(page, found)
+    # With the settings that the command has.
+    assert json.loads(json.dumps(IclSettings().to_dict())) == found["settings"]
+    for name in lab_table.PICTURES:
+        assert f"pictures/icl_{name}.png" in page
+        assert (lab_table.PAGE.parent / f"pictures/icl_{name}.png").is_file()

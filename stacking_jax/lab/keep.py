@@ -10,22 +10,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+KINDS = ("stack", "preconditioner", "dominance")
+
 
 class Kept:
     """Cells of one session of measurements in `folder/cells`.
 
-    A cell is named by what it measures and by a digest of the settings: other settings measure
-    anew and leave what is there alone.
+    A cell is named by what it measures and by a digest of the settings that it depends on: other
+    settings measure anew and leave what is there alone. A name begins with the cell's kind
+    ('preconditioner/40'), and settings that begin with another kind ('dominance_rate') are not its.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: dict[str, Any], versions: dict):
         self.folder = Path(folder) / "cells"
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([settings, versions], sort_keys=True)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        self._settings, self._versions = settings, versions
 
     def path(self, name: str) -> Path:
-        return self.folder / f"{name.replace('/', '-').replace(' ', '_')}-{self.digest}.json"
+        kind = name.partition("/")[0]
+        others = tuple(f"{other}_" for other in KINDS if other != kind)
+        mine = {key: value for key, value in self._settings.items() if not key.startswith(others)}
+        text = json.dumps([mine, self._versions], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return self.folder / f"{name.replace('/', '-').replace(' ', '_')}-{digest}.json"
 
     def get(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell of that name, measured now if it is not there; with its `seconds`."""

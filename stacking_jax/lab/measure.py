@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -105,7 +106,8 @@ def measure_preconditioner(
         u = jnp.linalg.norm(layers["u"][:, 0] @ root, axis=-1)
         return [np.asarray(far), np.asarray(u), loss]
 
-    _, _, seen = fitting.fit(stack, draw, settings, kappas, seeds, steps, advance, look)
+    at_its_rate = dataclasses.replace(settings, learning_rate=settings.preconditioner_rate)
+    _, _, seen = fitting.fit(stack, draw, at_its_rate, kappas, seeds, steps, advance, look)
     every = -(-steps // 20)
     table = np.asarray(seen)  # [recorded, what, seeds]
     return {

@@ -45,7 +45,7 @@ class IclSettings:
       preconditioner_pairs: n of the prompts where the preconditioner is followed.
       preconditioner_loops: loops there.
       preconditioner_kappa: condition number of the one covariance of all those tasks.
-      preconditioner_steps: steps of training there.
+      preconditioner_steps, preconditioner_rate: steps of training there, and their learning rate.
       dominance_loops: loops where gradient dominance is followed.
       dominance_pairs: n there; 0 is the limit of many pairs, where the population loss is exact.
       dominance_contexts: contexts in the estimate of the population loss for other n.
@@ -76,9 +76,10 @@ class IclSettings:
     extra_loops: int = 3
     tolerance: float = 0.01
     preconditioner_pairs: tuple[int, ...] = (10, 40, 160)
-    preconditioner_loops: int = 4
+    preconditioner_loops: int = 2
     preconditioner_kappa: float = 4.0
-    preconditioner_steps: int = 1000
+    preconditioner_steps: int = 2000
+    preconditioner_rate: float = 0.05
     dominance_loops: tuple[int, ...] = (1, 2, 4)
     dominance_pairs: tuple[int, ...] = (0, 40, 640)
     dominance_contexts: int = 512

@@ -39,6 +39,11 @@ def test_cells_are_kept_by_settings_and_not_measured_twice(tmp_path):
     again = Kept(tmp_path, {"a": 1}, {})
     assert again.has("x/y") and again.get("x/y", lambda: {"v": 2})["v"] == 1
     assert not Kept(tmp_path, {"a": 2}, {}).has("x/y")
+    # What another kind of cell depends on alone measures this one no second time.
+    more = Kept(tmp_path, {"a": 1, "dominance_rate": 0.1}, {})
+    assert more.has("x/y") and not more.has("dominance/1")
+    more.get("dominance/1", lambda: {"b": 1})
+    assert not Kept(tmp_path, {"a": 1, "dominance_rate": 0.2}, {}).has("dominance/1")
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -285,9 +285,9 @@ def test_the_table_of_the_methods_is_that_of_the_runs():
     page = methods_table.PAGE.read_text(encoding="utf-8")
     assert page == methods_table.with_table(page, results)
     assert not any(arm["left_out"] for arm in results["arms"].values())
-    # Every include is there, and every seed of every arm.
-    includes = {path.stem for path in (ROOT / "gin/methods").glob("*.gin")} - {"plateau", "deep_progressive_zero"}
-    assert includes <= set(results["arms"])
+    # Every include but two variants is there, and every seed of every arm.
+    includes = {path.stem for path in (ROOT / "gin/methods").glob("*.gin")}
+    assert includes - {"plateau", "deep_progressive_zero"} <= set(results["arms"])
     assert len({tuple(arm["loss"]) for arm in results["arms"].values()}) == 1
 
 

@@ -257,7 +257,7 @@ def test_two_processes_decide_what_one_decides_and_record_it_once(
         threshold=0.99,
     )
     decided = dataclasses.replace(
-        plan, total_steps=6, eval_every=0, checkpoint_every=0, log_records=False, choice=choice
+        plan, total_steps=10, eval_every=0, checkpoint_every=0, log_records=False, choice=choice
     )
     alone, run_dir = tmp_path / "alone", tmp_path / "together"
     train(decided, alone)
@@ -275,7 +275,7 @@ def test_two_processes_decide_what_one_decides_and_record_it_once(
         assert mine["name"] == other["name"]
         for name in ("loss", "loss_at_growth"):
             assert mine[name] == pytest.approx(other[name], rel=2e-4)
-    one, two = state_of(alone, decided, 6), state_of(run_dir, decided, 6)
+    one, two = state_of(alone, decided, 10), state_of(run_dir, decided, 10)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, two)
     # Both say it in the words of process 0.
     assert all(ours[1]["verdict"] in text for text in said)

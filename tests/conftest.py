@@ -19,6 +19,9 @@ NUM_DEVICES = 8
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same small programs again and again, in this process and in those they start.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# JAX's caches for GPUs put the folder's path into the key of every program, and that of the tests
+# is another each time.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 # An operation that would silently repeat [L] over [B, L] raises instead.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

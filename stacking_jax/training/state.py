@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -37,7 +38,7 @@ class TrainState:
 
 def model_graph(config: DecoderConfig) -> Any:
     """The decoder without its parameters; the same for every depth."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, depth=1, key=jax.random.key(0))))
+    return nnx.graphdef(_traced(config, 1))
 
 
 def initial_state(
@@ -49,9 +50,25 @@ def initial_state(
     `seed` is a whole number or a random key.
     """
     key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
-    model = Decoder(config, depth=depth, key=key)
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return _fresh(optimizer, _parameters(Decoder(config, depth=depth, key=key)))
+
+
+def _fresh(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def _parameters(model: Decoder) -> Any:
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(config: DecoderConfig, depth: int) -> Decoder:
+    """The decoder with shapes for parameters; nobody changes it.
+
+    Kept, as tracing one takes a twentieth of a second and a run asks for dozens: for each of its
+    stages, growths, checkpoints and programs.
+    """
+    return nnx.eval_shape(lambda: Decoder(config, depth=depth, key=jax.random.key(0)))
 
 
 def abstract_state(
@@ -67,8 +84,10 @@ def abstract_state(
     Raises:
       UserError: if the mesh cannot divide a parameter.
     """
-    shapes = jax.eval_shape(lambda: initial_state(config, optimizer, depth, seed=0))
     params = abstract_params(config, depth, mesh)
+    shapes = jax.eval_shape(
+        lambda params: _fresh(optimizer, params), _parameters(_traced(config, depth))
+    )
     by_path = {
         path_keys(path): (leaf.shape, leaf.sharding)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -99,9 +118,7 @@ def abstract_params(config: DecoderConfig, depth: int, mesh: sharding.LogicalMes
         where = sharding.named_sharding(mesh, axes[keys], leaf.shape, "/".join(keys))
         return leaf.update(sharding=where)
 
-    model = nnx.eval_shape(lambda: Decoder(config, depth=depth, key=jax.random.key(0)))
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return jax.tree_util.tree_map_with_path(place, params)
+    return jax.tree_util.tree_map_with_path(place, _parameters(_traced(config, depth)))
 
 
 def shardings_of(tree: Any) -> Any:
@@ -151,7 +168,7 @@ def _whole_on_host(leaf: jax.Array) -> np.ndarray:
 
 def _parameter_axes(config: DecoderConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
     """Path of a parameter -> the names of its axes, the layer axis included."""
-    model = nnx.eval_shape(lambda: Decoder(config, depth=1, key=jax.random.key(0)))
+    model = _traced(config, 1)
     is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
     axes = {}
     for path, param in jax.tree_util.tree_flatten_with_path(

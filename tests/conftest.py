@@ -54,6 +54,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+# Rooms and files in which numbers are compared with those of other computations, or compiled
+# programs are looked at: there programs are compiled as for users.
+_OPTIMISED = (
+    "growth", "models", "lab", "planning", "interop/test_parity.py", "test_benchmarks.py",
+    "training/test_step.py", "training/test_looped_step.py", "training/test_prompted_step.py",
+    "training/test_teaching.py",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_effort(request: pytest.FixtureRequest):
+    """Elsewhere, whole runs are compared with whole runs, and most time went into LLVM.
+
+    The processes that tests start inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS, where it is set,
+    holds for all.
+    """
+    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    inside = request.path.relative_to(Path(__file__).parent)
+    if name in os.environ or any(inside.is_relative_to(room) for room in _OPTIMISED):
+        yield
+        return
+    import jax
+
+    os.environ[name] = "1"
+    jax.config.update(name.lower(), True)
+    jax.clear_caches()  # They do not tell programs apart by it.
+    yield
+    jax.config.update(name.lower(), False)
+    jax.clear_caches()
+    del os.environ[name]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory):
     """Keeps the caches of the tests out of the user's own, shared by the xdist workers.

@@ -28,7 +28,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(NUM_DEVICES))
 
 
+_EFFORT_IS_GIVEN = pytest.StashKey[bool]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_EFFORT_IS_GIVEN] = "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ
     if "jax" in sys.modules:
         raise pytest.UsageError(
             "a pytest plugin imported jax before tests/conftest.py could set up its devices; "
@@ -54,36 +58,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-# Rooms and files in which numbers are compared with those of other computations, or compiled
-# programs are looked at: there programs are compiled as for users.
-_OPTIMISED = (
-    "growth", "models", "lab", "planning", "interop/test_parity.py", "test_benchmarks.py",
-    "training/test_step.py", "training/test_looped_step.py", "training/test_prompted_step.py",
-    "training/test_teaching.py",
-)
+# Rooms and files in which numbers are compared with those of other computations, compiled programs
+# are looked at, or steps are large: there programs are compiled as for users. A run that the files
+# of a room share holds the room together.
+_OPTIMISED = ("growth", "models", "lab", "planning", "test_benchmarks.py", "test_host_memory.py")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiler_effort(request: pytest.FixtureRequest):
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Elsewhere, whole runs are compared with whole runs, and most time went into LLVM.
 
-    The processes that tests start inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS, where it is set,
-    holds for all.
+    A hook, as the fixtures of a session come before those of a module. The processes that tests
+    start inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS, where it was set before, holds for all.
     """
-    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-    inside = request.path.relative_to(Path(__file__).parent)
-    if name in os.environ or any(inside.is_relative_to(room) for room in _OPTIMISED):
-        yield
+    if item.config.stash[_EFFORT_IS_GIVEN]:
         return
     import jax
 
-    os.environ[name] = "1"
-    jax.config.update(name.lower(), True)
-    jax.clear_caches()  # They do not tell programs apart by it.
-    yield
-    jax.config.update(name.lower(), False)
-    jax.clear_caches()
-    del os.environ[name]
+    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    inside = item.path.relative_to(Path(__file__).parent)
+    little = not any(inside.is_relative_to(room) for room in _OPTIMISED)
+    if little != (name in os.environ):
+        if little:
+            os.environ[name] = "1"
+        else:
+            del os.environ[name]
+        jax.config.update(name.lower(), little)
+        jax.clear_caches()  # They do not tell programs apart by it.
 
 
 @pytest.fixture(scope="session", autouse=True)

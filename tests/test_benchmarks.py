@@ -43,6 +43,7 @@ JOB = Job("any", LINES, lambda tiny: iter(()), 1.0)
 # ---- Contenders ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_contenders_agree_and_wrong_attention_is_noticed(dtype):
     packed = dataclasses.replace(SMALL, dtype=dtype, documents=2)
@@ -112,6 +113,7 @@ def test_only_settings_that_the_decoder_has_are_given():
     assert set(gpu_lines._unpacked(False)) <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", stack_ways.WAYS)
 def test_every_way_to_run_the_stack_computes_the_same(what):
     # `here` refuses what does not.

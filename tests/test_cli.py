@@ -207,6 +207,7 @@ def test_the_operative_configuration_is_kept_and_makes_the_same_run(finished, ru
     assert out.startswith("mine: step 6, held-out loss ") and "bits per byte" in out
 
 
+@pytest.mark.slow
 def test_generating_from_a_run(finished, run, monkeypatch):
     monkeypatch.chdir(finished)
     command = ["generate", "--run_dir", "runs/mine", "--prompt", "12 bot", "--max_new_tokens", 8]

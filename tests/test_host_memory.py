@@ -42,6 +42,7 @@ def faults(**environment):
     return changed == "True", int(count)
 
 
+@pytest.mark.slow
 def test_a_step_touches_no_page_for_the_first_time():
     changed, count = faults()
     assert changed and count < 1000

@@ -158,6 +158,7 @@ def test_the_trace_sees_all_ways():
     assert seen == ["dumps", "loads", "pickle.find_class", "Unpickler", "pickle.find_class"]
 
 
+@pytest.mark.slow
 def test_a_run_pickles_nothing(tmp_path):
     """From texts to a grown checkpoint: no pickle is written or read, by us or below us.
 

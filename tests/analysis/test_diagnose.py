@@ -12,6 +12,9 @@ from stacking_jax.cli import main
 from stacking_jax.errors import UserError
 from stacking_jax.reporting import compare_runs, read_run, report_html
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def diagnosed(run_dir, tmp_path_factory):

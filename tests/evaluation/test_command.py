@@ -87,6 +87,7 @@ def test_shuffled_targets_score_chance(name, run_dir, tmp_path, capsys, with_ora
     assert low < 20.0 < high and high - low < 10
 
 
+@pytest.mark.slow
 def test_what_lies_on_disk_can_be_read_and_is_the_same_again(run_dir, tmp_path, capsys):
     arguments = ("--run_dir", run_dir, "--tasks", f"{GENERATED},{RANKED}", "--limit", 12)
     found = evaluate(capsys, *arguments, "--out", tmp_path)
@@ -129,6 +130,7 @@ def test_all_steps_and_the_table(run_dir, tmp_path, capsys):
     assert by_step["2"] == evaluate(capsys, *arguments[1:], "--step", 2)
 
 
+@pytest.mark.slow
 def test_long_prompts_are_counted_and_never_cut(run_dir, tmp_path, capsys, known):
     fitting = [Example(f"{number}:", "1") for number in range(199)]
     # 504 bytes and room for 8 is what a context of 512 holds.

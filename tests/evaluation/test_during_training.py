@@ -13,6 +13,9 @@ from stacking_jax.errors import UserError
 from stacking_jax.evaluation.config import EvaluationConfig
 from stacking_jax.training import Stopped, train
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 TASKS = "variable_assignment/code/depth_0/0_shot,variable_assignment/code/depth_0/rank/0_shot"
 
 

@@ -86,6 +86,7 @@ CONFIG = FinetuneConfig(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_how_it_went(run_dir, tmp_path, copying):
     result = finetune(run_dir, tmp_path / "out", CONFIG)
     assert result["results"]["letters"]["value"] == 100.0
@@ -98,6 +99,7 @@ def test_it_learns_and_says_how_it_went(run_dir, tmp_path, copying):
     assert [json.loads(row)["prediction"] for row in rows.read_text().splitlines()] == [*"abcd"]
 
 
+@pytest.mark.slow
 def test_it_learns_the_same_on_any_devices(run_dir, tmp_path, copying, monkeypatch):
     # A large epsilon: an update is then a smooth function of its gradient.
     optimizer = dataclasses.replace(CONFIG.optimizer, epsilon=1e-3)
@@ -130,6 +132,7 @@ def test_a_small_batch_sees_every_example(run_dir, copying):
     assert seen[:8] != seen[8:16]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_with_the_next_dataset(run_dir, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     arguments = ["finetune", "--run_dir", str(run_dir), "--out", str(out), "--task", DEPTHS[0]]
@@ -166,6 +169,7 @@ def test_the_command_goes_on_with_the_next_dataset(run_dir, tmp_path, capsys, mo
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == files
 
 
+@pytest.mark.slow
 def test_an_uninterrupted_one_is_the_same(run_dir, tmp_path):
     config = dataclasses.replace(
         CONFIG, tasks=DEPTHS[0], total_steps=3, evaluate_from=2, evaluate_every=1, eval_examples=8

@@ -45,6 +45,7 @@ def alone(model, prompt, count):
     return CODEC.decode([*CODEC.encode(prompt), *ids])[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 70], ids=["together", "small batches"])
 def test_greedy_texts_equal_those_of_each_prompt_alone(model, budget):
     settings = EvaluationConfig(tokens_per_batch=budget)
@@ -57,6 +58,7 @@ def test_greedy_texts_equal_those_of_each_prompt_alone(model, budget):
     assert len(set(texts)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_texts_end_before_a_stop_of_any_length(model, width):
     whole = [alone(model, prompt, 100) for prompt in PROMPTS]

@@ -14,6 +14,9 @@ import pytest
 from stacking_jax.cli import main
 from stacking_jax.evaluation.results import rows_path, step_folder
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = "variable_assignment/code/depth_0/0_shot"
 RANKED = "variable_assignment/code/depth_0/rank/0_shot"

@@ -54,6 +54,7 @@ def forward(graph, params, tokens, options):
     return jax.jit(lambda params: nnx.merge(graph, params)(tokens, **options))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 100], ids=["together", "small batches"])
 def test_likelihoods_equal_full_passes(model, budget):
     found = likelihoods(model, PROMPTS, CHOICES, tokens_per_batch=budget)

@@ -60,6 +60,7 @@ def run(transform, kind, steps=3):
     return step, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_every_layout_gives_what_separate_leaves_give(name, kind):

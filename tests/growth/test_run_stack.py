@@ -377,6 +377,7 @@ def test_remat_changes_no_number(mode, traced):
         assert_close(gradient(policy), want, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [2, 3, 10])
 @pytest.mark.parametrize("name", ["plain", "middle loop", "traced"])
 def test_partly_unrolled_scans_change_no_number(name, unroll):

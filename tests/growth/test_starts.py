@@ -113,6 +113,7 @@ def test_identity_zeroes_the_outputs_of_copies_alone(dtype):
     np.testing.assert_array_equal(after["norm"]["scale"], before["norm"]["scale"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["scan", "unroll"])
 @pytest.mark.parametrize("depth_map", [midas(4, 2), gradstack(4, 2), interleave(4)], ids=str)

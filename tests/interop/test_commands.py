@@ -15,6 +15,9 @@ from stacking_jax import cli
 from stacking_jax.interop import stored_depth
 from stacking_jax.training.run_directory import read_config
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):

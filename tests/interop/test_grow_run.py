@@ -58,6 +58,7 @@ def test_the_whole_state_is_that_of_grow(run_dir, restore, tmp_path, sources):
     assert stored_depth(tmp_path / "out") == len(sources)
 
 
+@pytest.mark.slow
 def test_silent_copies_are_those_of_start_copies(run_dir, restore, tmp_path):
     depth_map = gradstack(4, block=2)
     grow_folder(run_dir / "checkpoints" / "6", tmp_path / "out", depth_map, init="identity")
@@ -72,6 +73,7 @@ def test_silent_copies_are_those_of_start_copies(run_dir, restore, tmp_path):
     ) == sample_from_run(small, "abc", step=6, max_new_tokens=8, temperature=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:copy_first")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_moments_are_those_of_grow_opt_state(run_dir, run_config, restore, tmp_path, policy):
@@ -149,6 +151,7 @@ def test_what_the_grown_run_says_of_itself(run_dir, run_config, tmp_path, snapsh
     assert recorded["config"] == json.loads(json.dumps(config.to_dict()))
 
 
+@pytest.mark.slow
 def test_training_goes_on_as_if_the_plan_had_grown(run_config, tmp_path, restore):
     """Left off before the end, grown on disk and gone on with: the planned run, to the bit."""
     planned = dataclasses.replace(

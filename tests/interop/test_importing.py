@@ -92,6 +92,7 @@ def test_foreign_settings_and_files_survive_the_round_trip(tmp_path, make_folder
     ]
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_import(run_dir, run_config, restore, tmp_path):
     """As the beginning of a run that grows further, with a fresh optimiser."""
     export_run(run_dir, tmp_path / "hf", step=3)

@@ -28,6 +28,9 @@ from stacking_jax.training import GrowthConfig, train
 from stacking_jax.training.loop_config import LoopConfig
 from stacking_jax.training.state import model_graph
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([f"{sys.prefix}/parity", os.environ.get("PYTHONPATH", "")]),
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",

@@ -19,6 +19,7 @@ SMALL = dataclasses.replace(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_cell_is_a_function_of_the_settings():
     stack = Stack("linear", True, True, 2)
     one, two = (measure.measure_stack(stack, SMALL, lambda steps: None) for _ in range(2))
@@ -26,6 +27,7 @@ def test_a_cell_is_a_function_of_the_settings():
     assert len(one["by_position"][0][0]) == 2 * SMALL.extra_loops
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_distance():
     settings = dataclasses.replace(SMALL, preconditioner_steps=150)
     found = measure.measure_preconditioner(40, settings, lambda steps: None)

@@ -47,6 +47,7 @@ def test_inputs_of_a_prompt_see_each_other_by_definition():
     assert np.array_equal(none, document_mask(jnp.asarray(segments)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [None, [[1, 1, 0], [1, 1, 1]]], ids=["causal", "prompt"])
 def test_attention_behind_a_cache_is_attention_over_all(prompt):
     keys = jax.random.split(jax.random.key(0), 3)

@@ -218,6 +218,7 @@ def test_attention_is_causal():
 # ---- ways to run ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "depth_map",
     [None, jnp.array([0, 2])],
@@ -307,6 +308,7 @@ def test_gates_skip_layers():
     np.testing.assert_array_equal(gated, forward(model, TOKENS, depth_map=DepthMap([0, 3])))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_parameters_high():
     low = dataclasses.replace(CONFIG, dtype="bfloat16")
     graph, params = split(make(low))
@@ -329,6 +331,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_high():
 # ---- decoding with a cache ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pieces", "depth_map", "mode"),
     [

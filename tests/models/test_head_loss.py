@@ -87,6 +87,7 @@ def assert_close(actual, expected, tolerance=1e-5):
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**16), rows=st.integers(1, 3), columns=st.integers(1, 7),
     width=st.integers(1, 8), vocab=st.integers(2, 40), vocab_axis=st.integers(0, 1),

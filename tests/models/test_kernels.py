@@ -190,6 +190,7 @@ def test_a_program_for_a_gpu_holds_its_kernel():
     assert f"{LENGTH}x{LENGTH}" not in text
 
 
+@pytest.mark.slow
 def test_a_decoder_here_refuses_a_kernel_for_elsewhere():
     tokens = jnp.zeros((1, 8), jnp.int32)
     shallow = dataclasses.replace(CONFIG, num_layers=1)

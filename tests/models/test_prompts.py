@@ -78,6 +78,7 @@ def test_a_target_is_seen_by_nobody_before_it(place):
         assert np.abs(after[place + 1 :] - before[place + 1 :]).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_packed_is_unpacked():
     parts = [(example(1, 5), 3), (example(2, 7), 0), (example(3, 4), 2)]
     width = 18
@@ -99,6 +100,7 @@ def test_no_prompt_is_plain_causal_bit_for_bit():
     assert np.array_equal(logits(tokens, prefix=prefix_of(0)), logits(tokens))
 
 
+@pytest.mark.slow
 def test_decoding_a_prompt_at_once_is_the_whole_pass():
     """The cache is filled by the prompt, padded on the right; targets follow one by one."""
     tokens = example()

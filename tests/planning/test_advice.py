@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from stacking_jax.errors import UserError
 from stacking_jax.planning.advice import MOST_TRIES, changes, find_fit
 from stacking_jax.planning.machines import GpuMachine

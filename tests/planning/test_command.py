@@ -84,6 +84,7 @@ def test_gpus_by_formula_as_a_table(plan):
     assert code == 0 and again == out
 
 
+@pytest.mark.slow
 def test_the_devices_here_predicted_and_measured(plan, monkeypatch):
     monkeypatch.setattr("stacking_jax.planning.local._SECONDS_PER_STAGE", 0.0)
     code, out, _ = plan("local", "--json", "--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=4")

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from stacking_jax import cli
 from stacking_jax.study.analysis import analyse
 from stacking_jax.study.report import study_html

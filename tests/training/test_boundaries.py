@@ -6,6 +6,9 @@ import pytest
 
 from stacking_jax.training.boundaries import account, seconds_between
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 # Old steps of 1 s, then 2 s of saving, 3 of evaluating, 4 of compiling, 0.5 of growing; new of 2 s.
 SPANS = [
     ("step", 0.0, 10.0), ("checkpoint", 10.0, 12.0), ("evaluate", 12.0, 15.0),

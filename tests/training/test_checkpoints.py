@@ -425,6 +425,7 @@ SMALL_FILES = (
 )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     stopped_copy, command, reference, read_summary, tmp_path
 ):

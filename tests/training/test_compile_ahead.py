@@ -207,6 +207,7 @@ def test_a_failure_in_it_costs_no_more_than_time(
     ) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_meanwhile_leaves_no_thread_and_goes_on(
     config, tmp_path, reference, monkeypatch, read_summary
 ):

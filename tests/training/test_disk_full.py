@@ -17,6 +17,9 @@ from stacking_jax.training import train
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.state import TrainState
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def files_of_at_most(size: int):

@@ -161,6 +161,7 @@ def test_how_copies_start_and_what_their_moments_become():
     assert not np.any(jax.tree.leaves(adam.mu)[0][1]) and np.all(jax.tree.leaves(adam.mu)[0][2])
 
 
+@pytest.mark.slow
 def test_noise_and_new_layers_are_those_of_seed_and_step():
     after = abstract_state(MODEL, OPTIMIZERS["adamw"], 3, single())
 
@@ -192,6 +193,7 @@ def test_noise_and_new_layers_are_those_of_seed_and_step():
     np.testing.assert_array_equal(grown(GrowthConfig(init="random"), midas(2, 1)), drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_from_no_layers_all_of_them_are_new(name):
     transform = OPTIMIZERS[name]
@@ -247,6 +249,7 @@ def test_every_start_is_possible_with_every_optimiser(config, init, name):
 # ---- Whole runs ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_ways_to_keep_the_function_begin_with_the_same_loss(
     config, reference, tmp_path, read_rows
 ):
@@ -288,6 +291,7 @@ def ramped_run(ramped, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 5])
 def test_a_run_with_all_of_it_resumes_to_the_bit(
     ramped, ramped_run, tmp_path, stop, read_summary
@@ -324,6 +328,7 @@ def test_a_half_open_checkpoint_is_refused_and_named(ramped, ramped_run):
     assert ramp_of(ramped, ramped.plan().stages[0]) is None
 
 
+@pytest.mark.slow
 def test_layers_change_places_at_equal_depth(config, tmp_path):
     """A growth that adds nothing is carried out all the same, once, however often it is resumed."""
     turned = dataclasses.replace(

@@ -14,6 +14,9 @@ from stacking_jax.errors import UserError
 from stacking_jax.training import Stopped, decisions, lag, train, trials
 from stacking_jax.training.choice_config import ChoiceConfig
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 run_module = importlib.import_module("stacking_jax.training.run")
 
 WAYS = [

@@ -45,6 +45,7 @@ def batch_of(rows=8, length=16):
     }
 
 
+@pytest.mark.slow
 def test_the_objective_is_the_mean_over_exits_and_the_loss_that_of_the_network():
     batch = jax.tree.map(jnp.asarray, batch_of())
     state = initial_state(MODEL, TRANSFORM, STORED, 0)

@@ -111,6 +111,7 @@ def train(mesh: sharding.LogicalMesh, **settings):
     return losses, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", MESHES, ids=name_of)
 def test_every_mesh_trains_as_one_device_does(config):
     assert_trains_as_one_device(*train(mesh_of(config)))

@@ -230,6 +230,7 @@ def layers_of(tree):
     return {keys(path): np.asarray(leaf) for path, leaf in flat if LAYOUT.matches(keys(path))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_skip_leaves_undrawn_layers_and_their_moments_alone(name):
     step, state, stack = step_of(name=name, skip_undrawn=True)
@@ -335,6 +336,7 @@ def test_depth_rates_that_are_none_are_one_line():
 # ---- Runs -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_jump_of_the_loss_at_each_stage_is_told(config, change, tmp_path, read_rows):
     """Also of a run that was stopped between the steps that it is told from."""
     drawn = change(

@@ -33,6 +33,9 @@ from stacking_jax.training.record_log import read_records
 from stacking_jax.training.select import Start
 from stacking_jax.training.watchdog import STUCK
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16
 

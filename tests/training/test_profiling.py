@@ -25,6 +25,7 @@ def test_what_is_no_range_is_refused(text):
         parse_steps(text)
 
 
+@pytest.mark.slow
 def test_a_run_traces_its_steps_and_says_where(config, tmp_path, capsys):
     with pytest.raises(Stopped):
         train(config, tmp_path / "run", stop_at=4, profile=(2, 3))

@@ -43,6 +43,7 @@ def state_of(model):
     return transform, initial_state(model, transform, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MODEL, BOTH_WAYS], ids=["causal", "bidirectional"])
 def test_targets_alone_carry_loss(model):
     transform, state = state_of(model)

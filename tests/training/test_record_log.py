@@ -11,6 +11,7 @@ from stacking_jax.training import Stopped, train
 from stacking_jax.training.record_log import RecordLog, read_records
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_reads_what_it_would_have_read(config, change, tmp_path):
     logged = change(
         config, log_records=True, total_steps=4, eval_every=0, growth={"operator": None},

@@ -41,6 +41,7 @@ def local_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "Checkpoints", kept_here)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_is_the_run_on_the_disk(
     bucket, local_checkpoints, config, reference, tmp_path, capsys
 ):

@@ -27,6 +27,9 @@ from stacking_jax.training.state import initial_state
 from stacking_jax.training.teach_cache import make_teacher_cache
 from stacking_jax.training.telemetry import Clock
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def salted(config, reference):

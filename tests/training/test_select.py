@@ -50,6 +50,7 @@ def test_what_was_planted_as_the_worst_comes_last(decision):
     json.dumps(decision, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_best_goes_on_in_a_run_of_its_own(
     start, decision, by_hand, tmp_path, read_rows, snapshot, stopped
 ):

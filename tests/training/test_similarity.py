@@ -113,6 +113,7 @@ def step_of(config, model=MODEL, **options):
     )
 
 
+@pytest.mark.slow
 def test_the_pull_makes_layers_alike_and_is_no_part_of_the_loss(config):
     plain = jax.jit(step_of(config_of(config)))
     pulled = jax.jit(step_of(config_of(config, weight=10.0, block=2)))
@@ -129,6 +130,7 @@ def test_the_pull_makes_layers_alike_and_is_no_part_of_the_loss(config):
     assert metrics["similarity"] > before + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_it_is_added_once_whatever_the_microbatches(config, remat):
     settings = config_of(config, weight=10.0, block=3)

@@ -35,6 +35,9 @@ from stacking_jax.training.state import (
 )
 from stacking_jax.training.step import make_eval_step, make_train_step
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 # ---- The rule -----------------------------------------------------------------------------
 
 

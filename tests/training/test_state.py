@@ -52,6 +52,7 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(one, other, err_msg=str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "name"), [("fsdp4_tensor2", "adamw"), ("data2_fsdp2_tensor2", "adafactor")]
 )
@@ -93,6 +94,7 @@ def test_the_whole_state_never_lies_on_one_device():
     assert set(held.values()) == {share}
 
 
+@pytest.mark.slow
 def test_initial_values_do_not_depend_on_the_mesh():
     want = make(single())[1]
     for config in (MESHES["fsdp8"], MESHES["data2_fsdp2_tensor2"]):

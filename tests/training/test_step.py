@@ -130,6 +130,7 @@ def loss_by_hand(params, batch, model=MODEL):
     return jnp.sum(jnp.where(real, losses, 0)) / jnp.sum(real)
 
 
+@pytest.mark.slow
 def test_a_step_is_plain_adamw_on_the_mean_loss():
     transform, state = begin(single())
     batch = jax.tree.map(jnp.asarray, batch_of(0))
@@ -159,6 +160,7 @@ def test_a_step_is_plain_adamw_on_the_mean_loss():
     assert_close(after.params, params)
 
 
+@pytest.mark.slow
 def test_sharded_training_with_adafactor_equals_one_device():
     """Its factored moments are whole everywhere; AdamW on any mesh is in test_parallel.py."""
     settings = {"grow_after": 1, "name": "adafactor", "z_loss": 1e-3, "clip_norm": 1.0}
@@ -166,6 +168,7 @@ def test_sharded_training_with_adafactor_equals_one_device():
     assert_same_training(train(mesh, **settings), train(single(), **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_scanned_and_unrolled_training_agree(name):
     scanned, unrolled = (dataclasses.replace(MODEL, stack=how) for how in ("scan", "unroll"))

@@ -121,6 +121,7 @@ def by_hand(params, temperature):
     return mean(0.6 * cross + 0.4 * soft + z), (mean(cross), mean(soft))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_step_learns_from_both(temperature):
     params = values(CONFIG.model, 0).params

@@ -42,6 +42,7 @@ def mesh_of(devices: int) -> sharding.LogicalMesh:
     return make_mesh(WAY[devices], jax.devices()[:devices])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_from_eight_devices_to_one_and_back_growing_on_the_way(tmp_path):
     """Whichever devices the state lies on when it grows, it grows to the same bits."""
     transform = optimizer(OptimizerConfig(), LAYOUT)

@@ -146,6 +146,7 @@ def assert_same_run(summary, run_dir, reference, read_summary, read_rows):
         assert [s[key] for s in summary["stages"]] == [s[key] for s in want["stages"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops", [(2,), (3,), (4,), (6,), (1, 2, 3, 4, 8)],
     ids=["one before a growth", "at a growth", "one after", "within a stage", "again and again"],
@@ -159,6 +160,7 @@ def test_a_resumed_run_is_bit_equal(
     assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(
     config, change, tmp_path, reference, read_summary, read_rows
 ):
@@ -168,6 +170,7 @@ def test_the_same_seed_gives_the_same_bits(
     assert_same_run(summary, tmp_path / "run", reference, read_summary, read_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor"])
 def test_another_optimiser_resumes_as_exactly(name, config, change, tmp_path):
     other = change(config, optimizer={"name": name}, eval_every=0, microbatches=1)
@@ -203,6 +206,7 @@ def test_how_a_run_is_watched_may_change_on_the_way(
     assert [row["step"] for row in read_rows(run_dir, "train")] == [1, 2, 3, 4, 5, 6, 9]
 
 
+@pytest.mark.slow
 def test_a_run_may_move_to_another_mesh(config, change, stopped, tmp_path, reference, read_summary):
     run_dir = Path(shutil.copytree(stopped, tmp_path / "run"))
     summary = train(change(config, mesh={"data": 2, "fsdp": 2, "tensor": 2}), run_dir)

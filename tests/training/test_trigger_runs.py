@@ -90,6 +90,7 @@ def test_what_a_clock_said_is_replayed(plan, triggered, tmp_path, monkeypatch, r
     )
 
 
+@pytest.mark.slow
 def test_what_is_on_record_holds_though_it_would_come_sooner_now(plan, tmp_path, read_rows):
     """As of a clock, which runs otherwise after a restart."""
     with pytest.raises(Stopped):

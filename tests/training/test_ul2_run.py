@@ -28,6 +28,9 @@ from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.run_directory import read_config
 from stacking_jax.training.state import abstract_params, model_graph
 
+# Whole runs, of some seconds each.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RATES = {"web": 3, "code": 1}
 

@@ -133,6 +133,7 @@ def test_what_cannot_be_registered():
         primitives.register("arithmetic", task="python_stdlib")
 
 
+@pytest.mark.slow
 def test_importing_a_module_registers_the_standard_ones():
     """In a process of its own: registering here would be seen by the other tests."""
     program = (

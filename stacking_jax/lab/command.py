@@ -123,7 +123,7 @@ def _draw(results: Results, claims: list, found: dict[str, Any], out: Path) -> N
         figures = []
     (out / "figures").mkdir(exist_ok=True)
     for drawn in figures:
-        drawn.figure.savefig(out / "figures" / f"{drawn.key}.png", dpi=130, facecolor="white")
+        drawn.write_png(out / "figures")
     (out / "icl.html").write_text(render_page(claims, figures, found), encoding="utf-8")
 
 

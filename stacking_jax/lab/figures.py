@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from stacking_jax.lab import population
 from stacking_jax.lab.claims import Results, law_fits
+from stacking_jax.reporting.drawn import Drawn
 from stacking_jax.reporting.plots import run_style
-from stacking_jax.reporting.svg import FAINT, INK, inline_svg, new_axes
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """A figure: its name (also of its file), title, caption, and matplotlib's own."""
-
-    key: str
-    title: str
-    caption: str
-    figure: object
-
-    def svg(self) -> str:
-        return inline_svg(self.figure, self.key, f"{self.title}. {self.caption}")
+from stacking_jax.reporting.svg import FAINT, INK, new_axes
 
 
 def draw(results: Results) -> list[Drawn]:

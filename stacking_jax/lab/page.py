@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stacking_jax.lab.claims import Claim
-from stacking_jax.lab.figures import Drawn
+from stacking_jax.reporting.drawn import Drawn
 from stacking_jax.reporting.markup import escape
 from stacking_jax.reporting.style import CSS
 from stacking_jax.reporting.tables import Table

@@ -1,4 +1,4 @@
-"""What `stacking-jax study` does: the grid, its runs, results.json and report.html."""
+"""What `stacking-jax study` does: the grid, its runs, results.json, report.html and figures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from stacking_jax.paths import local_path
 from stacking_jax.reporting.html import write_page
 from stacking_jax.study.analysis import Analysis, analyse
 from stacking_jax.study.config import StudyConfig
+from stacking_jax.study.figures import study_figures
 from stacking_jax.study.grid import MANIFEST, Configure, Grid, check_same_cells
 from stacking_jax.study.report import study_html
-from stacking_jax.study.results import StudyResult, read_study
+from stacking_jax.study.results import ArmResult, StudyResult, last_scores, read_study
 from stacking_jax.study.runner import run_cells
 from stacking_jax.training.telemetry import write_json
 
-REPORT, RESULTS = "report.html", "results.json"
+REPORT, RESULTS, FIGURES = "report.html", "results.json", "figures"
 
 
 def run_study(
@@ -29,7 +30,7 @@ def run_study(
     Args:
       config: the study.
       run_dir: its folder, new or the one that holds it: `study.json`, `cells/ARM/seed-S` (run
-        directories), `logs`, `states`, `results.json`, `report.html`.
+        directories), `logs`, `states`, `results.json`, `report.html`, `figures/*.png`.
       configure: reads the configuration of an arm.
       jobs, launch, retry: see `runner.run_cells`.
 
@@ -55,7 +56,7 @@ def run_study(
 def report_study(
     run_dir: str | os.PathLike, out: str | os.PathLike | None = None, as_json: bool = False
 ) -> Path:
-    """Writes results.json and the report of what is complete so far; returns the report's path.
+    """Writes results, report and figures of what is complete so far; returns the report's path.
 
     Args:
       run_dir: the folder of the study.
@@ -70,6 +71,9 @@ def report_study(
     results = results_of(study, analysis)
     write_json(study.path / RESULTS, results)
     path = write_page(out or study.path / REPORT, study_html(study, analysis))
+    (study.path / FIGURES).mkdir(exist_ok=True)
+    for drawn in study_figures(study, analysis.declared):
+        drawn.write_png(study.path / FIGURES)
     text = json.dumps(results) if as_json else declared_text(analysis)
     if text:
         print(text)
@@ -87,6 +91,7 @@ def results_of(study: StudyResult, analysis: Analysis) -> dict:
                 "model_flops": arm.model_flops,
                 "loss": arm.values("loss"),
                 "score": arm.values("score"),
+                "tasks": _task_scores(arm),
                 "seconds": arm.clock.total if arm.clock else None,
                 "left_out": arm.left_out,
                 "states": {seed: state.kind for seed, state in arm.states.items()},
@@ -95,6 +100,15 @@ def results_of(study: StudyResult, analysis: Analysis) -> dict:
         },
         **analysis.to_dict(),
     }
+
+
+def _task_scores(arm: ArmResult) -> dict[str, dict[int, float | None]]:
+    """Task -> seed -> its score of 100 at the end."""
+    found: dict[str, dict[int, float | None]] = {}
+    for seed, run in arm.runs.items():
+        for task, row in last_scores(run).items():
+            found.setdefault(task, {})[seed] = row.get("value")
+    return found
 
 
 def declared_text(analysis: Analysis) -> str:

@@ -1,6 +1,7 @@
 """Figures of a study: arms with bands over seeds, final values, differences with intervals.
 
-As in `reporting.plots`, no name stands in a figure: the page's legend holds them.
+As in `reporting.plots`, no name stands in a figure: the page's legend holds them, and a picture
+has a legend of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 
 from stacking_jax.reporting import units
 from stacking_jax.reporting.curves import SKIPPED
-from stacking_jax.reporting.plots import Figure, run_style
-from stacking_jax.reporting.svg import FAINT, inline_svg, new_axes
+from stacking_jax.reporting.drawn import Drawn
+from stacking_jax.reporting.plots import run_style
+from stacking_jax.reporting.svg import FAINT, new_axes
 from stacking_jax.study.analysis import UNITS, Line
 from stacking_jax.study.results import ArmResult, StudyResult
 from stacking_jax.study.statistics import mean_of
@@ -23,7 +25,7 @@ _AXES = (
 )
 
 
-def study_figures(study: StudyResult, declared: Sequence[Line]) -> list[Figure]:
+def study_figures(study: StudyResult, declared: Sequence[Line]) -> list[Drawn]:
     """All figures for which the study has runs.
 
     Raises:
@@ -64,7 +66,7 @@ def band(arm: ArmResult, key: str) -> list[tuple[float, float, float, float]]:
 
 def _curves(
     arms: Sequence[ArmResult], key: str, title: str, unit: str, called: str
-) -> Figure:
+) -> Drawn:
     bands = [band(arm, key) if arm.runs else [] for arm in arms]
     largest = max((points[-1][0] for points in bands if points), default=1.0)
     divisor, name = units.axis_scale(largest, unit)
@@ -95,10 +97,10 @@ def _curves(
         "schedule ended. Only marks may be compared with marks: on the way the learning rate is "
         "still high. The first tenth of each run may be out of view."
     )
-    return _finish(figure, f"study-{key.replace('_', '-')}", title, caption)
+    return Drawn(f"study-{key.replace('_', '-')}", title, caption, figure, _legend(arms))
 
 
-def _ends(arms: Sequence[ArmResult], endpoint: str) -> Figure:
+def _ends(arms: Sequence[ArmResult], endpoint: str) -> Drawn:
     figure, axes = new_axes()
     for i, arm in enumerate(arms):
         style, values = run_style(i), list(arm.values(endpoint).values())
@@ -123,10 +125,10 @@ def _ends(arms: Sequence[ArmResult], endpoint: str) -> Figure:
         "paired differences, not by whether these intervals overlap."
     )
     title = "Final held-out loss" if endpoint == "loss" else "Final score"
-    return _finish(figure, f"study-ends-{endpoint}", title, caption)
+    return Drawn(f"study-ends-{endpoint}", title, caption, figure, _legend(arms, line=False))
 
 
-def _differences(study: StudyResult, lines: Sequence[Line], endpoint: str) -> Figure:
+def _differences(study: StudyResult, lines: Sequence[Line], endpoint: str) -> Drawn:
     figure, axes = new_axes()
     places = list(study.arms)
     axes.axvline(0, color=FAINT, lw=0.9, zorder=1)
@@ -150,8 +152,18 @@ def _differences(study: StudyResult, lines: Sequence[Line], endpoint: str) -> Fi
         "distinguishable from no difference."
     )
     what = "held-out loss" if endpoint == "loss" else "score"
-    return _finish(figure, f"study-differences-{endpoint}", f"Differences in {what}", caption)
+    legend = tuple(
+        (_mark(places.index(line.arm)), f"{row}. {line.arm} − {line.reference}")
+        for row, line in enumerate(lines, start=1)
+    )
+    return Drawn(f"study-differences-{endpoint}", f"Differences in {what}", caption, figure, legend)
 
 
-def _finish(figure, key: str, title: str, caption: str) -> Figure:
-    return Figure(key, title, caption, inline_svg(figure, key, f"{title}. {caption}"))
+def _legend(arms: Sequence[ArmResult], line: bool = True) -> tuple:
+    return tuple(
+        (run_style(i) if line else _mark(i), arm.name) for i, arm in enumerate(arms)
+    )
+
+
+def _mark(index: int) -> dict:
+    return run_style(index) | {"linestyle": ""}

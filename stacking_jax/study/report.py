@@ -14,6 +14,7 @@ from stacking_jax.reporting.comparison import EQUAL_FLOPS, compare_runs
 from stacking_jax.reporting.html import figure_cards, meta_line, page
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
 from stacking_jax.reporting.markup import escape, header, number, run_key, text_cell
+from stacking_jax.reporting.plots import Figure
 from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.sections import stages_section
 from stacking_jax.reporting.tasks import isoplot_section
@@ -66,7 +67,10 @@ def study_html(
     iso = isoplots(runs)
     try:
         figures = [
-            *study_figures(study, analysis.declared),
+            *(
+                Figure(drawn.key, drawn.title, drawn.caption, drawn.svg())
+                for drawn in study_figures(study, analysis.declared)
+            ),
             *isoplot_figures(runs, iso, [place for place, _ in named]),
         ]
     except ImportError as error:

@@ -103,5 +103,5 @@ def test_figures_and_page_are_drawn(tmp_path):
     assert page.count("<svg") == 9 and "a&lt;b" in page and "a<b" not in page
     assert "http" not in page.replace("http-equiv", "")
     for figure in figures:
-        figure.figure.savefig(tmp_path / f"{figure.key}.png", dpi=130, facecolor="white")
+        figure.write_png(tmp_path)
     (tmp_path / "page.html").write_text(page, encoding="utf-8")

@@ -58,6 +58,12 @@ def test_compare_reports_a_study(make_study, capsys):
     assert "midas − full depth, loss (equal steps): higher" in capsys.readouterr().out
     found = json.loads((study / "results.json").read_text())
     assert found["arms"]["midas"]["loss"]["0"] and (study / "report.html").exists()
+    assert found["arms"]["midas"]["tasks"]["primitive/a"]["0"] is not None
+    pictures = sorted((study / "figures").glob("*.png"))
+    assert [path.stem for path in pictures] == [
+        "study-differences-loss", "study-differences-score", "study-ends-loss",
+        "study-ends-score", "study-model-flops", "study-time", "study-tokens",
+    ]
     assert found["declared"][0]["found"]["pairs"] == 4
     assert cli.main(["compare", str(study), "--json", "--out", str(study / "other.html")]) == 0
     assert json.loads(capsys.readouterr().out) == found and (study / "other.html").exists()

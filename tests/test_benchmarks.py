@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks import (
     cpu_lines,
+    depth_reasoning_table,
     floors,
     gpu_lines,
     lab_table,
@@ -291,6 +292,15 @@ def test_the_table_of_the_methods_is_that_of_the_runs():
     includes = {path.stem for path in (ROOT / "gin/methods").glob("*.gin")}
     assert includes - {"plateau", "deep_progressive_zero"} <= set(results["arms"])
     assert len({tuple(arm["loss"]) for arm in results["arms"].values()}) == 1
+
+
+def test_the_tables_of_the_depth_reasoning_study_are_those_of_its_runs():
+    results = json.loads(depth_reasoning_table.RESULTS.read_text(encoding="utf-8"))
+    page = depth_reasoning_table.PAGE.read_text(encoding="utf-8")
+    assert page == depth_reasoning_table.with_tables(page, results)
+    for name in depth_reasoning_table.PICTURES:
+        picture = f"pictures/depth_reasoning_{name.replace('-', '_')}.png"
+        assert picture in page and (ROOT / "docs" / picture).is_file()
 
 
 def test_the_verdicts_of_the_lab_are_those_of_its_runs():

@@ -303,6 +303,19 @@ def test_the_tables_of_the_depth_reasoning_study_are_those_of_its_runs():
         assert picture in page and (ROOT / "docs" / picture).is_file()
 
 
+def test_what_is_said_of_the_lag_is_what_was_found():
+    found = json.loads((ROOT / "benchmarks/results/lag_cpu.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    said = page[page.index("results/lag_cpu.json"):page.index("## layer_drop")]
+    at = {row["lag"]: row for row in found["curve"]}
+    for lag in (0, 26):
+        row = at[lag]
+        low, high = row["spearman_low"], row["spearman_high"]
+        assert f"{row['spearman']:.2f} ({low:.2f} to {high:.2f})" in said
+    assert all(f"{at[lag]['spearman']:.2f} after {lag}" in said for lag in (8, 60))
+    assert len(found["candidates"]) == 6
+
+
 def test_the_verdicts_of_the_lab_are_those_of_its_runs():
     found = json.loads(lab_table.RESULTS.read_text(encoding="utf-8"))
     page = lab_table.PAGE.read_text(encoding="utf-8")

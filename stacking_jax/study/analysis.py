@@ -267,9 +267,9 @@ def _notes(study: StudyResult, evidence: bool | None) -> tuple[str, ...]:
             f"No evidence on the score: {name} has {sum(values) / len(values):.1f} of 100, outside "
             f"{low:g} to {high:g}, so the tasks are too hard or too easy to tell arms apart."
         )
-    whole = min((len(arm.runs) for arm in study.arms.values()), default=0)
-    if whole < 2:
-        notes.append("Fewer than two seeds of an arm: nothing here has an interval.")
+    few = [arm.name for arm in study.arms.values() if len(arm.runs) < 2]
+    if few:
+        notes.append(f"Fewer than two seeds, and so no interval: {', '.join(few)}.")
     lacking = [arm.name for arm in study.arms.values() if len(arm.runs) < len(arm.states)]
     if lacking:
         notes.append(

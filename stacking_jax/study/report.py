@@ -150,14 +150,19 @@ def _declared_row(line: Line, study: StudyResult, prefix: str) -> str:
         called = f"{line.arm}, {line.note}"
     return (
         f'<tr><th scope="row" class="name">{_key(line.arm, study)}{escape(prefix + called)}</th>'
-        + text_cell(line.endpoint) + text_cell(line.budget)
-        + f'<td class="text"><strong>{escape(line.says)}</strong></td>'
+        + text_cell(line.endpoint) + _words_cell(escape(line.budget))
+        + _words_cell(f"<strong>{escape(line.says)}</strong>")
         + _difference_cells(found, line.endpoint)
         + number(found and found.p, _p(found and found.p))
         + number(line.adjusted, _p(line.adjusted))
         + number(line.detectable, _signed(line.detectable, line.endpoint, sign=False))
         + number(found and found.pairs, units.integer(found and found.pairs)) + "</tr>"
     )
+
+
+def _words_cell(html: str) -> str:
+    """Words that may take several lines, so that all columns of the table are seen at once."""
+    return f'<td class="text" style="white-space:normal;min-width:6.5em">{html}</td>'
 
 
 def _lines_section(title: str, lines: Sequence[Line], study: StudyResult, text: str) -> str:

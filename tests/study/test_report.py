@@ -40,6 +40,11 @@ def test_no_direction_without_an_interval(make_study):
     assert "one pair of seeds: no interval" in one and "<strong>lower" not in one
 
 
+def test_only_arms_without_seeds_lack_an_interval(make_study):
+    page = page_of(make_study(leave=[("midas", seed) for seed in range(4)]))
+    assert "Fewer than two seeds, and so no interval: midas." in page
+
+
 def test_names_are_text_whatever_they_hold(make_study):
     page = page_of(make_study(name="<script>alert(1)</script>"))
     assert "<script" not in page

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.doc_tables import between_marks, markdown
 from benchmarks.measure import report
+from stacking_jax.reporting import units
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/depth_reasoning_cpu.json"
@@ -85,8 +86,9 @@ def _test_row(line: Mapping[str, Any]) -> tuple[str, ...]:
         called = f"A/A: {line['arm']}, {line['note']}"
     found = line["found"] or {}
     return (
-        called, line["endpoint"], _difference(line), _p(found.get("p")), _p(line["adjusted"]),
-        _number(line["detectable"], line["endpoint"], ""), f"**{line['says']}**",
+        called, line["endpoint"], _difference(line), units.p_value(found.get("p")),
+        units.p_value(line["adjusted"]),
+        _number(line["detectable"], line["endpoint"], sign=False), f"**{line['says']}**",
     )
 
 
@@ -105,16 +107,8 @@ def _difference(line: Mapping[str, Any]) -> str:
     return f"{_number(found['mean'], endpoint)} ({low} to {high})"
 
 
-def _number(value: float | None, endpoint: str, sign: str = "+") -> str:
-    if value is None:
-        return "–"
-    return f"{value:{sign}.{4 if endpoint == 'loss' else 1}f}".replace("-", "−")
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+def _number(value: float | None, endpoint: str, sign: bool = True) -> str:
+    return units.difference(value, endpoint, sign).replace("-", "−")
 
 
 def with_tables(page: str, results: Mapping[str, Any]) -> str:

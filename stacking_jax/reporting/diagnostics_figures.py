@@ -13,6 +13,7 @@ from typing import Any
 
 from stacking_jax.errors import UserError
 from stacking_jax.reporting.diagnostics import Found, changes, r2_of
+from stacking_jax.reporting.drawn import save_png
 from stacking_jax.reporting.plots import COLORS, Figure, run_style
 from stacking_jax.reporting.svg import GRID, INK, inline_svg, new_axes
 
@@ -114,19 +115,7 @@ def write_png(found: Found, out: str | os.PathLike) -> Path:
                 _label(axes, *labels)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        return _save(figure, Path(out))
-
-
-def _save(figure, out: Path) -> Path:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from error
-    return out
+        return save_png(figure, Path(out))
 
 
 def _panels() -> list[tuple[str, Callable, tuple[str, str] | None]]:

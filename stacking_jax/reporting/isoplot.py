@@ -16,6 +16,7 @@ from pathlib import Path
 from stacking_jax.errors import UserError
 from stacking_jax.reporting import units
 from stacking_jax.reporting.comparison import Comparison
+from stacking_jax.reporting.drawn import save_png
 from stacking_jax.reporting.plots import Figure, run_style
 from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.svg import FAINT, INK, inline_svg, new_axes
@@ -254,7 +255,6 @@ def write_png(comparison: Comparison, out: str | os.PathLike) -> Path:
         from matplotlib.lines import Line2D
     except ImportError as error:
         raise UserError(f"drawing needs matplotlib ({error}); install the 'train' extra") from error
-    out = Path(out)
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     with rc_context({"font.size": 9}):
@@ -275,16 +275,7 @@ def write_png(comparison: Comparison, out: str | os.PathLike) -> Path:
         labels = [row.label for row in comparison.rows]
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)),
                       frameon=False)  # fmt: skip
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(temporary, format="png")
-            os.replace(temporary, out)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            why = f"cannot write {out}: {error.strerror}; choose another --out"
-            raise UserError(why) from error
-    return out
+        return save_png(figure, Path(out))
 
 
 def _about_chance(plot: Isoplot) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stacking_jax.errors import UserError
 from stacking_jax.reporting import units
+from stacking_jax.reporting.drawn import save_png
 from stacking_jax.reporting.html import page, write_page
 from stacking_jax.reporting.markup import escape, header, legend, number, run_key, text_cell
 from stacking_jax.reporting.plots import run_style
@@ -171,10 +172,7 @@ def write_png(study: Mapping[str, Any], out: Path) -> None:
             axes = both.add_axes((place / 2, 0, 0.5, 1))
             axes.imshow(picture, interpolation="none", aspect="auto")
             axes.axis("off")
-        try:
-            both.savefig(out, dpi=160, facecolor="white")
-        except OSError as error:
-            raise UserError(f"cannot write the picture {out}: {error.strerror}") from error
+        save_png(both, out, dpi=160, facecolor="white")
 
 
 def write_report(study: Mapping[str, Any], out: Path, now: datetime.datetime | None = None) -> Path:

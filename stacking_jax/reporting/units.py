@@ -119,3 +119,18 @@ def axis_scale(largest: float, unit: str) -> tuple[float, str]:
     return 1000.0**power, f"{prefixes[power]}{unit}" if unit == "FLOP" else (
         f"{prefixes[power]} {unit}".strip()
     )
+
+
+def difference(value: float | None, endpoint: str, sign: bool = True) -> str:
+    """A difference in 'loss' [nats per token] or 'score' [points of 100]."""
+    if not known(value):
+        return MISSING
+    plus = "+" if sign else ""
+    return f"{value:{plus}.4f}" if endpoint == "loss" else f"{value:{plus}.1f}"
+
+
+def p_value(value: float | None) -> str:
+    """The p value of a test."""
+    if not known(value):
+        return MISSING
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -70,9 +70,9 @@ def report_study(
     analysis = analyse(study)
     results = results_of(study, analysis)
     write_json(study.path / RESULTS, results)
-    path = write_page(out or study.path / REPORT, study_html(study, analysis))
-    (study.path / FIGURES).mkdir(exist_ok=True)
-    for drawn in study_figures(study, analysis.declared):
+    figures = study_figures(study, analysis.declared)
+    path = write_page(out or study.path / REPORT, study_html(study, analysis, figures))
+    for drawn in figures:
         drawn.write_png(study.path / FIGURES)
     text = json.dumps(results) if as_json else declared_text(analysis)
     if text:

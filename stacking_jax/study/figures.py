@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from stacking_jax.errors import UserError
 from stacking_jax.reporting import units
 from stacking_jax.reporting.curves import SKIPPED
 from stacking_jax.reporting.drawn import Drawn
@@ -29,9 +30,14 @@ def study_figures(study: StudyResult, declared: Sequence[Line]) -> list[Drawn]:
     """All figures for which the study has runs.
 
     Raises:
-      ImportError: matplotlib is not installed.
+      UserError: matplotlib is not installed.
     """
-    from matplotlib import style
+    try:
+        from matplotlib import style
+    except ImportError as error:
+        raise UserError(
+            f"the report's figures need matplotlib ({error}); install the 'train' extra"
+        ) from error
 
     arms = list(study.arms.values())
     figures = []

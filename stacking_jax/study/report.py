@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 from collections.abc import Sequence
 
-from stacking_jax.errors import UserError
 from stacking_jax.reporting import units
 from stacking_jax.reporting.boundaries import boundaries_section
 from stacking_jax.reporting.comparison import EQUAL_FLOPS, compare_runs
+from stacking_jax.reporting.drawn import Drawn
 from stacking_jax.reporting.html import figure_cards, meta_line, page
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
 from stacking_jax.reporting.markup import escape, header, number, run_key, text_cell
@@ -19,7 +18,6 @@ from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.sections import stages_section
 from stacking_jax.reporting.tasks import isoplot_section
 from stacking_jax.study.analysis import UNITS, Analysis, Line, TimeToLoss
-from stacking_jax.study.figures import study_figures
 from stacking_jax.study.results import ArmResult, StudyResult, last_scores
 from stacking_jax.study.runner import COMPLETE
 from stacking_jax.study.statistics import Difference, mean_of
@@ -50,13 +48,10 @@ compilation, evaluations and checkpoints are left out.</dd></div>
 
 
 def study_html(
-    study: StudyResult, analysis: Analysis, now: datetime.datetime | None = None
+    study: StudyResult, analysis: Analysis, drawn: Sequence[Drawn],
+    now: datetime.datetime | None = None,
 ) -> str:
-    """The whole page as text.
-
-    Raises:
-      UserError: the figures cannot be drawn without matplotlib.
-    """
+    """The whole page as text; `drawn` is what `study_figures` gave for the study."""
     arms = list(study.arms.values())
     # The runs of all seeds under the name of their arm, and the arm's place for its colour.
     named = [
@@ -65,19 +60,11 @@ def study_html(
     ]
     runs = [run for _, run in named]
     iso = isoplots(runs)
-    try:
-        figures = [
-            *(
-                Figure(drawn.key, drawn.title, drawn.caption, drawn.svg())
-                for drawn in study_figures(study, analysis.declared)
-            ),
-            *isoplot_figures(runs, iso, [place for place, _ in named]),
-        ]
-    except ImportError as error:
-        raise UserError(
-            f"the report's figures need matplotlib ({error}); install the 'train' extra"
-        ) from error
-    drawn = figure_cards(figures, [arm.name for arm in arms])
+    figures = [
+        *(Figure(each.key, each.title, each.caption, each.svg()) for each in drawn),
+        *isoplot_figures(runs, iso, [place for place, _ in named]),
+    ]
+    cards = figure_cards(figures, [arm.name for arm in arms])
     title = f"Study: {study.config.name}"
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -96,7 +83,7 @@ def study_html(
         _time_section(analysis.time_to_loss, study),
         _tasks_section(study),
         isoplot_section(iso),
-        f'<h2>Figures</h2><div class="figures">{drawn}</div>' if drawn else "",
+        f'<h2>Figures</h2><div class="figures">{cards}</div>' if cards else "",
         _boundary_costs(arms),
         _first_seed(study),
         _cells_section(study),
@@ -153,9 +140,9 @@ def _declared_row(line: Line, study: StudyResult, prefix: str) -> str:
         + text_cell(line.endpoint) + _words_cell(escape(line.budget))
         + _words_cell(f"<strong>{escape(line.says)}</strong>")
         + _difference_cells(found, line.endpoint)
-        + number(found and found.p, _p(found and found.p))
-        + number(line.adjusted, _p(line.adjusted))
-        + number(line.detectable, _signed(line.detectable, line.endpoint, sign=False))
+        + number(found and found.p, units.p_value(found and found.p))
+        + number(line.adjusted, units.p_value(line.adjusted))
+        + number(line.detectable, units.difference(line.detectable, line.endpoint, sign=False))
         + number(found and found.pairs, units.integer(found and found.pairs)) + "</tr>"
     )
 
@@ -380,23 +367,10 @@ def _mean_cell(values: Sequence[float], text) -> str:
 def _difference_cells(found: Difference | None, endpoint: str) -> str:
     if found is None:
         return f"<td>{units.MISSING}</td>" * 2
-    return number(found.mean, _signed(found.mean, endpoint)) + (
-        f"<td>{_range(found.low, found.high, lambda value: _signed(value, endpoint))}</td>"
+    return number(found.mean, units.difference(found.mean, endpoint)) + (
+        f"<td>{_range(found.low, found.high, lambda value: units.difference(value, endpoint))}</td>"
     )
 
 
 def _range(low: float | None, high: float | None, text) -> str:
     return units.MISSING if low is None else f"{text(low)} to {text(high)}"
-
-
-def _signed(value: float | None, endpoint: str, sign: bool = True) -> str:
-    if not units.known(value):
-        return units.MISSING
-    plus = "+" if sign else ""
-    return f"{value:{plus}.4f}" if endpoint == "loss" else f"{value:{plus}.1f}"
-
-
-def _p(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return units.MISSING
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -74,3 +74,12 @@ def test_what_is_no_number_is_a_dash():
 def test_groups_are_named_as_their_papers_do():
     assert units.group_title("gsm8k") == "GSM8K" and units.group_title("") == "Tasks"
     assert units.group_title("math_word") == "Math word"
+
+
+def test_differences_and_p_values():
+    assert units.difference(-0.04494, "loss") == "-0.0449"
+    assert units.difference(4.7, "score") == "+4.7"
+    assert units.difference(0.0889, "loss", sign=False) == "0.0889"
+    assert units.p_value(0.03394) == "0.0339" and units.p_value(5e-5) == "< 0.0001"
+    for nothing in (None, math.nan):
+        assert units.difference(nothing, "loss") == units.p_value(nothing) == units.MISSING

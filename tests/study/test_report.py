@@ -5,17 +5,17 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from stacking_jax import cli
 from stacking_jax.study.analysis import analyse
+from stacking_jax.study.figures import study_figures
 from stacking_jax.study.report import study_html
 from stacking_jax.study.results import read_study
 
 
 def page_of(folder) -> str:
     study = read_study(folder)
-    return study_html(study, analyse(study))
+    analysis = analyse(study)
+    return study_html(study, analysis, study_figures(study, analysis.declared))
 
 
 def test_the_page_holds_every_part_and_fetches_nothing(make_study):

@@ -120,8 +120,12 @@ class Run:
         return "finished"
 
 
-def read_run(path: str | os.PathLike) -> Run:
+def read_run(path: str | os.PathLike, evaluations: bool = True) -> Run:
     """Reads one run directory.
+
+    Args:
+      path: the folder.
+      evaluations: also what `evaluate` has written there since.
 
     Raises:
       UserError: the directory is no run, a file is broken (with file and line), or a key that a
@@ -176,7 +180,7 @@ def read_run(path: str | os.PathLike) -> Run:
         growths=tuple(r for r in rows if r["kind"] == "grow"),
         decisions=_decisions(path / "decisions.jsonl"),
         boundaries=tuple(_boundary(r, path) for r in rows if r["kind"] == "boundary"),
-        task_evals=_task_evals(path, rows),
+        task_evals=_task_evals(path if evaluations else None, rows),
         restarts=tuple(int(r["step"]) for r in rows if r["kind"] == "resume"),
         **_goodput(path / "goodput.json"),
         params=_number(summary.get("params", planned[-1].get("params") if planned else None)),
@@ -206,10 +210,11 @@ def _decisions(path: Path) -> tuple[dict[str, Any], ...]:
     return found
 
 
-def _task_evals(path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def _task_evals(path: Path | None, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """Scores on tasks; what the command wrote stands for what training wrote at that step."""
     found = {(r["step"], r["task"]): r for r in rows if r["kind"] == "task_eval" and "task" in r}
-    found |= {(r["step"], r["task"]): r for r in read_evaluations(path)}
+    if path is not None:
+        found |= {(r["step"], r["task"]): r for r in read_evaluations(path)}
     return tuple(sorted(found.values(), key=lambda row: row["step"]))
 
 

@@ -99,7 +99,7 @@ def analyse(study: StudyResult) -> Analysis:
         equal_time=_at_equal_time(study),
         time_to_loss=tuple(
             time_to_loss(arm, reference) for arm, reference in pairs
-            if arm.clock and reference.clock
+            if arm.clocks and reference.clocks
         ),
         notes=_notes(study, evidence),
     )
@@ -175,41 +175,45 @@ def _at_equal_time(study: StudyResult) -> tuple[Line, ...]:
     its own schedule, what lies between is interpolated over the logarithm of time, seed by seed.
     """
     ends = sorted(
-        (arm for arm in study.references if arm.clock and len(arm.clock.stages) == 1),
-        key=lambda arm: arm.clock.total,
+        (arm for arm in study.references if arm.clocks and _never_grows(arm)),
+        key=lambda arm: arm.seconds,
     )
     lines = []
     for endpoint in study.config.endpoints:
         for arm in study.arms.values():
-            if arm.clock is None or arm in ends or not ends:
+            if arm.seconds is None or arm in ends or not ends:
                 continue
             lines.append(_equal_time_line(arm, ends, endpoint))
     return tuple(lines)
 
 
+def _never_grows(arm: ArmResult) -> bool:
+    return all(len(clock.stages) == 1 for clock in arm.clocks.values())
+
+
 def _equal_time_line(arm: ArmResult, ends: Sequence[ArmResult], endpoint: str) -> Line:
-    time = arm.clock.total
-    near = min(ends, key=lambda end: abs(end.clock.total - time))
-    if abs(near.clock.total - time) <= EQUAL_FLOPS * time:
+    time = arm.seconds
+    near = min(ends, key=lambda end: abs(end.seconds - time))
+    if abs(near.seconds - time) <= EQUAL_FLOPS * time:
         return dataclasses.replace(_line(arm, near, endpoint), budget="equal time")
-    before = [end for end in ends if end.clock.total < time]
-    after = [end for end in ends if end.clock.total > time]
+    before = [end for end in ends if end.seconds < time]
+    after = [end for end in ends if end.seconds > time]
     if not before or not after:
-        took = ", ".join(f"{end.name} {end.clock.total:.0f} s" for end in ends)
+        took = ", ".join(f"{end.name} {end.seconds:.0f} s" for end in ends)
         return Line(
             arm.name, near.name, endpoint, "time", None, says="no reference ended there",
             note=f"{time:.0f} s; {took}",
         )
     low, high = before[-1], after[0]
-    share = math.log(time / low.clock.total) / math.log(high.clock.total / low.clock.total)
+    share = math.log(time / low.seconds) / math.log(high.seconds / low.seconds)
     a, b = low.values(endpoint), high.values(endpoint)
     between = {seed: (1 - share) * a[seed] + share * b[seed] for seed in set(a) & set(b)}
     found = statistics.paired(arm.values(endpoint), between)
     return Line(
         arm.name, f"{low.name} … {high.name}", endpoint, "equal time", found,
         says=statistics.words(found),
-        note=f"interpolated between runs of {low.clock.total:.0f} s and "
-        f"{high.clock.total:.0f} s at {time:.0f} s",
+        note=f"interpolated between runs of {low.seconds:.0f} s and "
+        f"{high.seconds:.0f} s at {time:.0f} s",
     )
 
 
@@ -226,7 +230,7 @@ def time_to_loss(arm: ArmResult, reference: ArmResult) -> TimeToLoss:
         curve = [(row["step"], row["eval_loss"]) for row in arm.runs[seed].evals]
         step = first_below(curve, goals[seed])
         if step is not None:
-            logs.append(math.log(reference.clock.total / arm.clock.at(step)))
+            logs.append(math.log(reference.clocks[seed].total / arm.clocks[seed].at(step)))
     if not seeds or len(logs) < len(seeds):
         return TimeToLoss(arm.name, reference.name, len(logs), len(seeds))
     found = statistics.mean_of(logs)

@@ -92,7 +92,7 @@ def results_of(study: StudyResult, analysis: Analysis) -> dict:
                 "loss": arm.values("loss"),
                 "score": arm.values("score"),
                 "tasks": _task_scores(arm),
-                "seconds": arm.clock.total if arm.clock else None,
+                "seconds": arm.seconds,
                 "left_out": arm.left_out,
                 "states": {seed: state.kind for seed, state in arm.states.items()},
             }

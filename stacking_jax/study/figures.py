@@ -57,9 +57,9 @@ def study_figures(study: StudyResult, declared: Sequence[Line]) -> list[Drawn]:
 def band(arm: ArmResult, key: str) -> list[tuple[float, float, float, float]]:
     """(x, mean, lowest, highest) of the held-out loss at every step that all seeds evaluated."""
     by_step: dict[int, list[tuple[float, float]]] = {}
-    for run in arm.runs.values():
+    for seed, run in arm.runs.items():
         for row in run.evals:
-            x = arm.clock.at(row["step"]) if key == "time" else row[key]
+            x = arm.clocks[seed].at(row["step"]) if key == "time" else row[key]
             by_step.setdefault(int(row["step"]), []).append((x, row["eval_loss"]))
     points = []
     for _, found in sorted(by_step.items()):

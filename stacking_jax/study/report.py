@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import statistics
 from collections.abc import Sequence
 
 from stacking_jax.reporting import units
@@ -41,8 +42,9 @@ They do not share seeds, as arms do, so this is more than what pairs leave.</dd>
 <dd>Model FLOPs within {100 * EQUAL_FLOPS:g} %, each by a schedule that ended there.</dd></div>
 <div><dt>Time</dt>
 <dd>The median step of each stage, over all steps of all seeds, times the steps, and the median
-stall of each boundary; and what trains beside the run, a teacher or candidates. The first
-compilation, evaluations and checkpoints are left out.</dd></div>
+stall of each boundary; a teacher that the run trained first has its own such time, and candidates
+that were tried out their steps. The first compilation, evaluations and checkpoints are left
+out.</dd></div>
 </dl>
 """
 
@@ -234,8 +236,8 @@ def _arm_row(arm: ArmResult, study: StudyResult) -> str:
     marks = ["exploratory"] if arm.name in study.config.exploratory else []
     badges = "".join(f'<br><span class="badge">{mark}</span>' for mark in marks)
     params = next((run.params for run in arm.runs.values()), None)
-    total = arm.clock.total if arm.clock else None
-    step = arm.clock.stages[-1][2] if arm.clock else None
+    total = arm.seconds
+    step = next((clock.stages[-1][2] for clock in arm.clocks.values()), None)
     return (
         f'<tr><th scope="row" class="name">{_key(arm.name, study)}{escape(arm.name)}{badges}</th>'
         + _mean_cell(list(arm.values("loss").values()), units.loss)
@@ -250,51 +252,86 @@ def _arm_row(arm: ArmResult, study: StudyResult) -> str:
 
 
 def _tasks_section(study: StudyResult) -> str:
+    """Tasks down, a heading and a mean for every group of several, arms across."""
     arms = [arm for arm in study.arms.values() if arm.runs]
-    tasks: dict[str, dict[str, list[float]]] = {}
-    chances: dict[str, float | None] = {}
+    groups: dict[str, dict[str, float | None]] = {}
     for arm in arms:
         for run in arm.runs.values():
             for task, row in last_scores(run).items():
-                chances[task] = row.get("chance")
                 if units.known(row.get("value")):
-                    tasks.setdefault(task, {}).setdefault(arm.name, []).append(row["value"])
-    if not tasks:
+                    groups.setdefault(str(row.get("group", "")), {})[task] = row.get("chance")
+    if not groups:
         return ""
     columns = [("Task", ""), *((arm.name, "mean (95 %)") for arm in arms), ("Chance", "")]
     body = "".join(
-        f'<tr><th scope="row" class="name">{escape(task)}</th>'
-        + "".join(_mean_cell(of.get(a.name, []), lambda value: f"{value:.1f}") for a in arms)
-        + number(chances[task], units.MISSING if chances[task] is None else f"{chances[task]:.1f}")
-        + "</tr>"
-        for task, of in tasks.items()
+        f'<tbody><tr class="group"><th scope="rowgroup" class="text" colspan="{len(columns)}">'
+        f"{escape(units.group_title(group))}</th></tr>"
+        + (_task_row(f"mean of {len(chances)}", list(chances), arms, None)
+           if len(chances) > 1 else "")
+        + "".join(_task_row(task, [task], arms, chance) for task, chance in chances.items())
+        + "</tbody>"
+        for group, chances in groups.items()
     )
     return (
         '<h2>Tasks</h2><div class="card scroll"><table class="results">'
-        f"{header(columns)}<tbody>{body}</tbody></table></div>"
+        f"{header(columns)}{body}</table></div>"
         '<p class="small">Scores of 100 at the end of each run: means over seeds with their 95 % '
-        "intervals over seeds.</p>"
+        "intervals over seeds. The mean of a group is over the seeds that have all its tasks.</p>"
+    )
+
+
+def _task_row(
+    name: str, tasks: Sequence[str], arms: Sequence[ArmResult], chance: float | None
+) -> str:
+    cells = []
+    for arm in arms:
+        found = [last_scores(run) for run in arm.runs.values()]
+        values = [[scores.get(task, {}).get("value") for task in tasks] for scores in found]
+        means = [statistics.fmean(of) for of in values if all(map(units.known, of))]
+        cells.append(_mean_cell(means, lambda value: f"{value:.1f}"))
+    shown = units.MISSING if chance is None else f"{chance:.1f}"
+    return (
+        f'<tr><th scope="row" class="name">{escape(name)}</th>{"".join(cells)}'
+        f"{number(chance, shown)}</tr>"
     )
 
 
 def _boundary_costs(arms: Sequence[ArmResult]) -> str:
     rows = "".join(
-        f'<tr><td class="text">{run_key(i)}{escape(arm.name)}</td>'
-        + number(start, units.integer(start)) + number(seconds, f"{seconds:.2f} s")
-        + number(step, units.MISSING if not step else f"{seconds / step:.1f}") + "</tr>"
-        for i, arm in enumerate(arms) if arm.clock
-        for start, seconds in arm.clock.boundaries
-        for step in [next((s for a, n, s in arm.clock.stages if a <= start < a + n), None)]
+        _boundary_row(arm, place, number)
+        for place, arm in enumerate(arms) if arm.clocks
+        for number in range(max(len(clock.boundaries) for clock in arm.clocks.values()))
     )
     if not rows:
         return ""
     columns = (
         ("Arm", ""), ("Boundary", "after step"), ("Stall", "median over seeds"),
-        ("Stall", "in steps"),
+        ("Stall", "in steps"), ("Candidates", "tried out"),
     )  # fmt: skip
     return (
         '<h2>Cost of the boundaries</h2><div class="card scroll"><table class="results">'
         f"{header(columns)}<tbody>{rows}</tbody></table></div>"
+        '<p class="small">All stages that follow another, whether a stack grows there, a path or '
+        "a teacher leaves. Candidates: the training steps of their trials, at the median step of "
+        "their stage.</p>"
+    )
+
+
+def _boundary_row(arm: ArmResult, place: int, number_of: int) -> str:
+    """The same boundary of all seeds, each of which may have decided itself where it comes."""
+    there = [clock for clock in arm.clocks.values() if number_of < len(clock.boundaries)]
+    found = [clock.boundaries[number_of] for clock in there]
+    starts = [boundary.start for boundary in found]
+    where = units.integer(min(starts))
+    if max(starts) > min(starts):
+        where += f" to {units.integer(max(starts))}"
+    stall, step = found[0].stall, there[0].stages[number_of + 1][2]
+    trials = statistics.median(boundary.trials for boundary in found)
+    return (
+        f'<tr><td class="text">{run_key(place)}{escape(arm.name)}</td>'
+        + number(min(starts), where) + number(stall, f"{stall:.2f} s")
+        + number(stall, units.MISSING if not step else f"{stall / step:.1f}")
+        + number(trials, f"{trials:.1f} s" if trials else units.MISSING) + "</tr>"
     )
 
 

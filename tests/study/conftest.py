@@ -22,12 +22,19 @@ TASKS = ("primitive/a", "primitive/b")
 
 def write_cell(
     folder: Path, name: str, seed: int, depths, steps, loss: float, score: float,
-    compare: dict | None = None, slow: float = 1.0,
+    compare: dict | None = None, slow: float = 1.0, grows: bool = True,
+    teacher: bool = False, tried: float = 0.0,
 ) -> None:
     """A run directory that ends with this held-out loss and score.
 
     A step takes 10 ms per layer, and every tenth one ten times as long, as on a disturbed
-    machine; `slow` multiplies all of it. A boundary stalls for a second.
+    machine; `slow` multiplies all of it. A boundary stalls for a second: a growth, which says so
+    itself, or another one, of which there is only an account.
+
+    Args:
+      grows: whether anything grows at the boundaries.
+      teacher: whether it trained one first, of 2 layers, for 100 steps.
+      tried: training steps in which candidates were tried out at each boundary.
     """
     folder.mkdir(parents=True)
     total = sum(steps)
@@ -36,7 +43,11 @@ def write_cell(
     for stage, (depth, count) in enumerate(zip(depths, steps, strict=True), start=1):
         stages.append({"depth": depth, "steps": count, "start": done, "tokens": 4096 * count,
                        "operator": "midas" if stage > 1 else None})
-        if stage > 1:
+        if stage > 1 and not grows:
+            rows.append({"kind": "boundary", "step": done, "start": done, "stage": stage,
+                         "depth": depth, "stall_seconds": 1.0, "stall_steps": 10.0,
+                         "step_seconds": 0.1, "seconds": {}, "spans": [], "steps": []})
+        if stage > 1 and grows:
             rows.append({"kind": "grow", "step": done, "from_depth": depths[stage - 2],
                          "to_depth": depth, "map": [0] * depth, "seconds": 1.0,
                          "compile_seconds": 0.0, "tokens": tokens, "model_flops": flops,
@@ -68,7 +79,17 @@ def write_cell(
         "stages": [stage | {"seconds": 1.0} for stage in stages],
         "versions": {"jax": "0.10.2"},
     }
-    (folder / "plan.json").write_text(json.dumps({"stages": stages, "total_steps": total}))
+    plan = {"stages": stages, "total_steps": total}
+    if teacher:
+        plan["teacher"] = {"trained_within_the_run": True}
+        write_cell(folder / "teacher", "teacher", seed, (2,), (100,), loss, score, slow=slow)
+    if tried:
+        (folder / "decisions.jsonl").write_text("".join(
+            json.dumps({"kind": "choice", "stage": number, "step": stage["start"],
+                        "cost": {"steps": tried, "seconds": 1e4, "flops": 0.0}}) + "\n"
+            for number, stage in enumerate(stages) if number
+        ))
+    (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -94,11 +115,12 @@ CONFIG = {
 def make_study(tmp_path):
     """make_study(swing=..., score=..., leave=..., compare=..., **config) -> folder
 
-    `swing` moves midas up with even seeds and down with odd ones.
+    `swing` moves midas up with even seeds and down with odd ones; `midas` is passed to
+    `write_cell` for its cells, by seed.
     """
 
     def make(
-        swing=0.0, score=60.0, leave=(), compare=None, slow=None, folder="study", **config
+        swing=0.0, score=60.0, leave=(), compare=None, slow=None, folder="study", midas=None, **config
     ):
         study = tmp_path / folder
         settings = StudyConfig(**{**CONFIG, **config})
@@ -120,11 +142,14 @@ def make_study(tmp_path):
             shared = 0.1 * random.Random(cell.seed).gauss(0, 1)
             own = 0.001 * random.Random(f"{cell.arm} {cell.seed}").gauss(0, 1)
             own += swing * (-1) ** cell.seed * (cell.arm == "midas")
+            about = {"shape": SHAPES[cell.arm]}
+            if midas is not None and cell.arm == "midas":
+                about |= midas(cell.seed)
             write_cell(
-                study / cell.folder, cell.name, cell.seed, *SHAPES[cell.arm],
+                study / cell.folder, cell.name, cell.seed, *about.pop("shape"),
                 loss=LOSSES[cell.arm] + shared + own, score=score + own,
                 compare=(compare or {}).get((cell.arm, cell.seed)),
-                slow=(slow or {}).get(cell.seed, 1.0),
+                slow=(slow or {}).get(cell.seed, 1.0), **about,
             )
         return study
 

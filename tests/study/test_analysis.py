@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from stacking_jax.study.analysis import NO_EVIDENCE, analyse, first_below
@@ -34,10 +36,10 @@ def test_tables_hold_what_shares_the_budget(make_study):
 def test_a_disturbed_machine_does_not_decide_the_time(make_study):
     """Every tenth step takes ten times as long, and one seed ran on a busy machine."""
     study = read_study(make_study(slow={2: 3.0}))
-    clock = study.arms["midas"].clock
-    assert clock.total == pytest.approx(50 * 0.04 + 50 * 0.08 + 1.0)
-    assert clock.at(50) == pytest.approx(2.0) and clock.at(51) == pytest.approx(3.08)
-    assert study.arms["full depth"].clock.total == pytest.approx(8.0)
+    assert study.arms["midas"].seconds == pytest.approx(50 * 0.04 + 50 * 0.08 + 1.0)
+    for clock in study.arms["midas"].clocks.values():
+        assert clock.at(50) == pytest.approx(2.0) and clock.at(51) == pytest.approx(3.08)
+    assert study.arms["full depth"].seconds == pytest.approx(8.0)
 
 
 def test_equal_time_lies_between_references_that_ended_before_and_after(make_study):
@@ -71,6 +73,35 @@ def test_the_first_point_below_lies_on_the_line_between():
     curve = [(10, 3.0), (20, 2.0), (30, 2.5), (40, 1.0)]
     assert first_below(curve, 2.25) == 17.5
     assert first_below(curve, 5.0) == 10 and first_below(curve, 0.5) is None
+
+
+def test_later_evaluations_do_not_move_a_declared_endpoint(make_study):
+    """A cell that `evaluate` is run on once more, with fewer examples and another task."""
+    folder = make_study()
+    before = read_study(folder).arms["midas"].values("score")
+    later = folder / "cells/midas/seed-1/evaluations/step-100"
+    later.mkdir(parents=True)
+    rows = {name: {"value": 3.0, "group": "primitives"} for name in ("primitive/a", "other")}
+    (later / "results.json").write_text(json.dumps(rows))
+    assert read_study(folder).arms["midas"].values("score") == before
+
+
+def test_a_cell_that_lacks_a_task_is_left_out_by_name(make_study):
+    folder = make_study()
+    metrics = folder / "cells/midas/seed-1/metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines() if "primitive/b" not in line]
+    metrics.write_text("\n".join(kept) + "\n")
+    assert read_study(folder).arms["midas"].left_out == {
+        1: "it was not scored at its end on primitive/b"
+    }
+
+
+def test_an_arm_with_the_flops_of_another_is_a_reference_undeclared(make_study):
+    study = read_study(make_study(comparisons=[]))
+    assert [arm.name for arm in study.references] == ["full depth", "full depth, equal FLOPs"]
+    assert {(line.arm, line.reference) for line in analyse(study).equal_flops} == {
+        ("midas", "full depth, equal FLOPs")
+    }
 
 
 def test_scores_too_high_are_no_evidence(make_study):

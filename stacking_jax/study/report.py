@@ -290,8 +290,9 @@ def _task_row(
         means = [statistics.fmean(of) for of in values if all(map(units.known, of))]
         cells.append(_mean_cell(means, lambda value: f"{value:.1f}"))
     shown = units.MISSING if chance is None else f"{chance:.1f}"
+    breaks = escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
     return (
-        f'<tr><th scope="row" class="name">{escape(name)}</th>{"".join(cells)}'
+        f'<tr><th scope="row" class="name">{breaks}</th>{"".join(cells)}'
         f"{number(chance, shown)}</tr>"
     )
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stacking_jax.analysis.depth_use import losses_of_maps
-from stacking_jax.analysis.inside import Network, effects, look
+from stacking_jax.analysis.inside import Injection, Network, effects, look
 from stacking_jax.analysis.interventions import interventions
 from stacking_jax.analysis.sample import Sample
 from stacking_jax.analysis.similarity import check_block, similarity
 from stacking_jax.analysis.walk import Walk
-from stacking_jax.console import progress
+from stacking_jax.console import progress, say
 from stacking_jax.errors import UserError
 from stacking_jax.evaluation.model import RunModels
 from stacking_jax.training.state import model_graph
@@ -35,8 +35,7 @@ def diagnose(
     Args:
       run_dir: of the run.
       step: of the checkpoint; None for the newest.
-      block: layers of a block; None for those of the first stage, where they fill the stack,
-        else for the largest block that is no longer than the number of blocks.
+      block: layers of a block; None for `default_block`'s choice.
       batches: held-out batches of each source.
       rows: of a batch; None for `Sample.open`'s choice.
       parts: of `PARTS`.
@@ -64,6 +63,16 @@ def diagnose(
             f"checkpoint {step} of {run_dir} is of a stage without layers, so there is nothing to "
             "look into: choose one from after the growth with --step"
         )
+    injection = injection_of(meta)
+    if injection is not None and "maps" in parts:
+        why = (
+            f"the loop of checkpoint {step} has its input injected: its layers cannot be skipped, "
+            "swapped or repeated as those of a depth map"
+        )
+        parts = [name for name in parts if name != "maps"]
+        if not parts:
+            raise UserError(f"{why}; ask for other --parts")
+        say(f"{why}; 'maps' is left out")
     if block is None:
         block = default_block(meta, len(sources))
     check_block(len(sources), block)
@@ -88,7 +97,9 @@ def diagnose(
         run.config.model, stack="scan", attention="auto", remat="none"
     )
     graph = model_graph(shape)
-    network = Network(Walk(graph, run.mesh, top), params, sources, run.config.model.d_model)
+    network = Network(
+        Walk(graph, run.mesh, top), params, sources, run.config.model.d_model, injection
+    )
     asked = [name for name in parts if name != "similarity"]
     for name in asked:
         with progress(f"{name}, step {step}", sample.count, "batches") as advance:
@@ -109,20 +120,25 @@ def sources_of(meta: Mapping[str, Any]) -> tuple[int, ...]:
 
     Args:
       meta: what stands beside its state.
-
-    Raises:
-      UserError: for a loop with an input injected, which is no depth map.
     """
-    depth, plan = int(meta["depth"]), meta.get("plan") or []
+    return tuple(_stage_of(meta).get("run_map") or range(int(meta["depth"])))
+
+
+def injection_of(meta: Mapping[str, Any]) -> Injection | None:
+    """Where the loop of a checkpoint has its input injected; None where nothing is injected."""
+    loop = _stage_of(meta).get("loop") or {}
+    if not loop.get("inject") or loop["turns"] < 2:
+        return None
+    starts = [loop["start"] + turn * loop["block"] for turn in range(1, loop["turns"])]
+    source = loop["start"] if loop["inject"] == "stream" else 0
+    return Injection(source, frozenset(starts))
+
+
+def _stage_of(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """{} for a checkpoint that was grown on disk since, whose layers each run once."""
+    plan = meta.get("plan") or []
     stage = plan[int(meta["stage"])] if plan else {}
-    if stage.get("depth") != depth:
-        stage = {}  # Grown on disk since: every layer runs once.
-    if (stage.get("loop") or {}).get("inject"):
-        raise UserError(
-            f"the loop of checkpoint {meta['step']} has its input injected: its layers cannot be "
-            "skipped or swapped as a depth map does; untie it (stacking-jax grow) to look into it"
-        )
-    return tuple(stage.get("run_map") or range(depth))
+    return stage if stage.get("depth") == int(meta["depth"]) else {}
 
 
 def default_block(meta: Mapping[str, Any], positions: int) -> int:

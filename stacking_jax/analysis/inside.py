@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,18 @@ NEURONS = 0.01
 _SEEN = ("attention", "mlp", "attention_cosine", "mlp_cosine")
 
 
+class Injection(NamedTuple):
+    """What a loop adds to the stream at the start of every turn but the first.
+
+    Attributes:
+      source: the position whose input it is.
+      positions: at which it is added, each the first of a turn.
+    """
+
+    source: int
+    positions: frozenset[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """The network that is looked at.
@@ -30,16 +42,38 @@ class Network:
       params: its parameters.
       sources: the stored layer of each position, nearest the input first.
       width: of the stream, D.
+      injection: where a loop has its input injected; None for a plain depth map.
     """
 
     walk: Walk
     params: Any
     sources: tuple[int, ...]
     width: int
+    injection: Injection | None = None
 
     @property
     def positions(self) -> int:
         return len(self.sources)
+
+
+class _Way:
+    """One stream on its way through the positions, with what a loop injects into it."""
+
+    def __init__(self, network: Network, given: Any = None):
+        self._network, self._given = network, given
+
+    def enter(self, position: int, x: Any) -> Any:
+        """The stream that a position reads, from the one behind the position before it."""
+        injection = self._network.injection
+        if injection is None:
+            return x
+        if position == injection.source:
+            self._given = x
+        return self._network.walk.add(x, self._given) if position in injection.positions else x
+
+    def branch(self) -> _Way:
+        """A stream that has come the same way until here."""
+        return _Way(self._network, self._given)
 
 
 def look(
@@ -64,11 +98,13 @@ def look(
     def one_batch(source, batch, judge):
         weights, tokens = carries_loss(batch), int(walk.tokens(batch))
         start = x = walk.embed(params, batch)
-        for layer in network.sources:
-            x = walk.step(params, batch, jnp.int32(layer), x)
-        best, x = walk.best(params, x), start
+        way = _Way(network)
+        for position, layer in enumerate(network.sources):
+            x = walk.step(params, batch, jnp.int32(layer), way.enter(position, x))
+        best, x, way = walk.best(params, x), start, _Way(network)
         for position, layer in enumerate(network.sources):
             read = walk.read(params, batch, x, best)
+            x = way.enter(position, x)
             after, update, seen = walk.look(params, batch, jnp.int32(layer), x)
             sums[position].add(source, tokens, **read, **seen._asdict())
             if fits:
@@ -138,12 +174,15 @@ def effects(
     sums = Sums(sample.rates)
     for source, _, batch in sample.batches():
         later, output = np.zeros((count, count)), np.zeros(count)
-        x = walk.embed(params, batch)
+        x, way = walk.embed(params, batch), _Way(network)
         for skipped in range(count):
+            x = way.enter(skipped, x)
             after = base = walk.step(params, batch, jnp.int32(network.sources[skipped]), x)
-            moved = []
-            for layer in network.sources[skipped + 1 :]:
-                base, x, change = walk.pair(params, batch, jnp.int32(layer), base, x)
+            ways, moved = (way.branch(), way.branch()), []
+            for position in range(skipped + 1, count):
+                base, x = (at.enter(position, y) for at, y in zip(ways, (base, x), strict=True))
+                layer = jnp.int32(network.sources[position])
+                base, x, change = walk.pair(params, batch, layer, base, x)
                 moved.append(change)
             apart = walk.apart(params, batch, base, x)
             later[skipped, skipped + 1 :] = [float(change) for change in moved]

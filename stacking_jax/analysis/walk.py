@@ -72,6 +72,7 @@ class Walk:
         self.best = program(self._best, mesh.sharding(("batch", "length", None)))
         self.read = program(self._read, whole)
         self.apart = program(self._apart, whole)
+        self.add = program(jnp.add, stream)
         self.tokens = program(lambda batch: jnp.sum(carries_loss(batch)), whole)
 
     # ---- one position ----------------------------------------------------------------

@@ -175,9 +175,15 @@ def correlations(
                 if known and value is not None and len(names) > 1 else (None, None)
             )
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        row["best_is_best"] = bool(np.nanargmin(means) == np.nanargmin(ends))
+        row["best_is_best"] = _first(means) is not None and _first(means) == _first(ends)
         curve.append(row)
     return {"curve": curve, "chance": chance(len(ends)), "resamples": RESAMPLES}
+
+
+def _first(losses: np.ndarray) -> int | None:
+    """The place of the lowest loss; None where none is finite."""
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return int(np.argmin(finite)) if np.isfinite(finite).any() else None
 
 
 def chance(count: int) -> float:

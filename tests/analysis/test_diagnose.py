@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
-from stacking_jax.analysis.diagnose import default_block, sources_of
+from stacking_jax.analysis.diagnose import default_block, injection_of, sources_of
 from stacking_jax.cli import main
-from stacking_jax.errors import UserError
 from stacking_jax.reporting import compare_runs, read_run, report_html
+from stacking_jax.training import GrowthConfig, train
+from stacking_jax.training.loop_config import LoopConfig
 
 # Whole runs, of some seconds each.
 pytestmark = pytest.mark.slow
@@ -99,9 +101,34 @@ def test_a_looped_checkpoint_runs_its_map_and_one_grown_on_disk_every_layer():
     assert sources_of(meta) == (0, 1, 0, 1)
     assert default_block(meta, 4) == 2
     assert sources_of({**meta, "depth": 4}) == (0, 1, 2, 3)
-    injected = {**stage, "loop": {"inject": "input"}}
-    with pytest.raises(UserError, match="checkpoint 5 has its input injected"):
-        sources_of({**meta, "plan": [injected]})
+    loop = {"start": 1, "block": 1, "turns": 3, "inject": "stream"}
+    stage = {"depth": 3, "run_map": [0, 1, 1, 1, 2], "loop": loop}
+    meta = {"depth": 3, "stage": 0, "step": 5, "plan": [stage]}
+    assert injection_of(meta) == (1, {2, 3})
+    assert injection_of({**meta, "depth": 4}) is None
+    assert injection_of({**meta, "plan": [{**stage, "loop": {**loop, "inject": None}}]}) is None
+    assert injection_of({**meta, "plan": [{**stage, "loop": {**loop, "inject": "input"}}]}) == (
+        0, {2, 3}
+    )
+
+
+@pytest.mark.parametrize("inject", ["input", "stream"])
+def test_a_loop_with_injection_is_looked_at_as_it_runs(inject, config, tmp_path, capsys):
+    """The stream that the walk brings to its end has the loss that the run measured."""
+    config = dataclasses.replace(
+        config, growth=GrowthConfig(operator=None),
+        loops=LoopConfig(loops=3, first=1, block=1, inject=inject),
+    )
+    train(config, tmp_path / "run")
+    argv = ["diagnose", "--run_dir", str(tmp_path / "run"), "--batches", "4"]
+    assert main(argv) == 0
+    assert "'maps' is left out" in capsys.readouterr().err
+    found = json.loads((tmp_path / "run/diagnostics/3.json").read_text())
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert found["lens"]["loss"][-1] == pytest.approx(summary["eval_loss"], rel=1e-5)
+    assert found["positions"] == [0, 1, 1, 1] and "maps" not in found
+    assert main([*argv, "--parts", "maps"]) == 2
+    assert "has its input injected" in capsys.readouterr().err
 
 
 def test_blocks_by_default():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from stacking_jax.analysis.inside import depth_score, effects, look, overlap_of_neurons
+from stacking_jax.analysis.inside import (
+    Injection,
+    depth_score,
+    effects,
+    look,
+    overlap_of_neurons,
+)
 from stacking_jax.growth import grow
 from stacking_jax.models import LAYOUT
 from stacking_jax.models.attention import rotary_angles
@@ -117,6 +125,21 @@ def test_effects_are_those_of_the_skipped_network(network_of, params, sample, se
     assert found["depth_score_layers"] == pytest.approx(depth_score(behind))
     assert depth_score([0, 0, 2, 0]) == 2 and depth_score([1, 1, 1]) == 1
     assert depth_score([0, 0]) is None
+
+
+def test_a_silent_layer_of_a_loop_with_injection_has_no_effect(network_of, params, sample):
+    """Both streams, with the layer and without it, are injected with what is their own."""
+    params = changed(params, attention_out=silent(1), mlp_down=silent(1))
+    # Layer 0, then layers 1 and 2 three times over, with what layer 0 gave.
+    network = dataclasses.replace(
+        network_of(params, (0, 1, 2, 1, 2, 1, 2)), injection=Injection(1, frozenset({3, 5}))
+    )
+    found = effects(network, sample)
+    later, output = np.array(found["later"]), np.array(found["output"])
+    assert not later[[1, 3, 5]].any() and not output[[1, 3, 5]].any()
+    assert (later[0, [2, 4, 6]] > 0).all() and (output[[0, 2, 4, 6]] > 0).all()
+    plain = effects(dataclasses.replace(network, injection=None), sample)
+    assert not np.allclose(plain["output"], output, rtol=0.01)
 
 
 @pytest.mark.slow

@@ -148,6 +148,9 @@ def test_a_candidate_that_diverged_has_no_rank():
     now = [[batches([rank] * 3)] for rank in (1, float("nan"), 3)]
     [row] = correlations(now, final, [1])["curve"]
     assert row["spearman"] is None and row["kendall_low"] is None and row["best_is_best"]
+    none = [[batches([float("nan")] * 3)] for _ in range(3)]
+    [row] = correlations(none, final, [1])["curve"]
+    assert row["spearman"] is None and not row["best_is_best"]
 
 
 @pytest.mark.parametrize(

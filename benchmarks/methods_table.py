@@ -23,7 +23,8 @@ RESULTS = Path(__file__).parent / "results" / "methods_cpu.json"
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 _HEAD = (
     "method", "held-out loss, nats per token", "less that of the baseline, as many steps (95 %)",
-    "FLOPs over the baseline's", "time over the baseline's",
+    "less that of full depth with as many FLOPs", "FLOPs over the baseline's",
+    "time over the baseline's",
 )
 
 
@@ -35,17 +36,21 @@ def table(results: Mapping[str, Any]) -> str:
     """
     arms = results["arms"]
     baseline = arms[next(iter(arms))]
-    lines = {line["arm"]: line for line in results["equal_steps"] if line["endpoint"] == "loss"}
+    steps, flops = (
+        {line["arm"]: line for line in results[name] if line["endpoint"] == "loss"}
+        for name in ("equal_steps", "equal_flops")
+    )
     rows = []
     for name, arm in arms.items():
         losses = list(arm["loss"].values())
         if not losses:
-            rows.append((name, "no complete run", "", "", ""))
+            rows.append((name, "no complete run", "", "", "", ""))
             continue
         rows.append((
             name,
             f"{statistics.fmean(losses):.3f}",
-            _difference(lines.get(name)),
+            _difference(steps.get(name)),
+            _difference(flops.get(name)),
             f"{arm['model_flops'] / baseline['model_flops']:.2f}",
             f"{arm['seconds'] / baseline['seconds']:.2f}",
         ))
@@ -74,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.study:
         found = json.loads((Path(arguments.study) / "results.json").read_text(encoding="utf-8"))
-        kept = {key: found[key] for key in ("name", "arms", "equal_steps", "notes")}
+        kept = {key: found[key] for key in ("name", "arms", "equal_steps", "equal_flops", "notes")}
         report("methods", kept, str(RESULTS))
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     page = PAGE.read_text(encoding="utf-8")

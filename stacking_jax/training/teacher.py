@@ -23,8 +23,10 @@ from stacking_jax.models import DecoderConfig
 from stacking_jax.models.layer_stack import cast_matrices
 from stacking_jax.paths import open_path
 from stacking_jax.training import consensus, manifest
+from stacking_jax.training.charges import spent
 from stacking_jax.training.checkpoints import Checkpoints
 from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.decisions import Decision, decided_plan
 from stacking_jax.training.growing import refuse_open_ramp
 from stacking_jax.training.mesh import LogicalMesh
 from stacking_jax.training.run_directory import read_config
@@ -48,6 +50,7 @@ class TeacherModel:
       model: its shape, computed as the student is.
       stage: what of it is stored and what runs.
       run: its own configuration; None of a folder.
+      taken: what it had decided by then: boundaries and choices.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class TeacherModel:
     model: DecoderConfig
     stage: Stage
     run: TrainConfig | None = None
+    taken: tuple[Decision, ...] = ()
 
     @property
     def stack(self) -> StackOf:
@@ -75,11 +79,16 @@ class TeacherModel:
         return self.model.costs(1).params(self.stage.depth)
 
     def training_flops(self) -> float | None:
-        """What it took to train it, its own teacher's passes included; None: not known."""
+        """What it took to train it: its trials and its own teacher too; None: not known."""
         if self.run is None or not self.step:
             return None
-        costs = self.run.costs()
-        return self.run.plan().flops_until(self.step, costs, self.run.tokens_per_step)
+        costs, tokens = self.run.costs(), self.run.tokens_per_step
+        plan = decided_plan(self.run.plan(), self.taken)
+        trials = tokens * sum(
+            steps * plan.stages[number].flops_per_token(costs)
+            for number, steps in spent(self.taken).items()
+        )
+        return plan.flops_until(self.step, costs, tokens) + trials + own_flops(self.run)
 
     def abstract(self, mesh: LogicalMesh) -> Any:
         """Shapes, dtypes and shardings of what `load` gives."""
@@ -362,12 +371,13 @@ def _of_run(path: str, step: int | None) -> TeacherModel:
             )
         step = steps[-1] if step is None else step
         refuse_open_ramp(config, step, "learn from")
-        depth = int(checkpoints.read_meta(step)["depth"])
-    plan = config.plan()
+        meta = checkpoints.read_meta(step)
+    depth, taken = int(meta["depth"]), tuple(meta.get("decisions") or ())
+    plan = decided_plan(config.plan(), taken)
     stage = plan.stages[plan.stage_at(max(step - 1, 0))]
     if stage.depth != depth:  # Grown on disk, and not trained since.
         stage = Stage(depth, stage.steps, stage.start)
-    return TeacherModel("run", run_dir, step, config.model, stage, config)
+    return TeacherModel("run", run_dir, step, config.model, stage, config, taken)
 
 
 @functools.lru_cache(maxsize=8)

@@ -20,6 +20,7 @@ from stacking_jax.interop.runs import RunCheckpoint
 from stacking_jax.models import LAYOUT
 from stacking_jax.training import GrowthConfig, Stopped, sharding, teach_cache, teacher, train
 from stacking_jax.training.checkpoints import as_stored
+from stacking_jax.training.choice_config import ChoiceConfig
 from stacking_jax.training.distill_config import DistillConfig
 from stacking_jax.training.optimizers import optimizer
 from stacking_jax.training.setup import Setup
@@ -219,6 +220,24 @@ def test_chosen_records_are_read_while_the_teacher_is_there(labelled, tmp_path):
             np.testing.assert_array_equal(batch["tokens"], source.batch(number)["tokens"])
 
 
+@pytest.mark.parametrize("select_by", ["score", "random"])
+def test_a_run_on_chosen_records_goes_on_exactly_where_it_stopped(
+    select_by, labelled, read_rows, read_summary, tmp_path
+):
+    """Stopped among the taught steps, which read the chosen records."""
+    asked, labels = labelled
+    asked = from_cache(asked, labels, select=0.3, select_by=select_by)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(asked, whole)
+    with pytest.raises(Stopped):
+        train(asked, cut, stop_at=2)
+    train(asked, cut)
+    losses = [[row["loss"] for row in read_rows(run, "train")] for run in (whole, cut)]
+    assert losses[0] == losses[1] and len(losses[0]) == asked.total_steps
+    digests = [read_summary(run)["params_digest"] for run in (whole, cut)]
+    assert digests[0] == digests[1]
+
+
 # ---- A teacher of its own ----------------------------------------------------------------------
 
 
@@ -271,6 +290,31 @@ def test_a_hugging_face_folder_teaches_what_the_run_teaches(salted, reference, t
     ):
         np.testing.assert_array_equal(a, b)
         assert a.sharding == b.sharding
+
+
+def test_a_run_learns_from_a_hugging_face_folder_as_from_the_run(
+    salted, undisturbed, reference, read_rows, read_summary, tmp_path
+):
+    export_run(reference, tmp_path / "hf")
+    distill = dataclasses.replace(salted.distill, teacher=str(tmp_path / "hf"))
+    train(dataclasses.replace(salted, distill=distill), tmp_path / "run")
+    a, b = ([row["loss"] for row in read_rows(run, "train")] for run in
+            (undisturbed, tmp_path / "run"))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    summary = read_summary(tmp_path / "run")
+    assert summary["teacher"]["kind"] == "hugging_face"
+    # What it took to train a folder is not known, and is not guessed.
+    assert summary["model_flops_with_teacher_training"] is None
+
+
+def test_a_teacher_that_decided_is_charged_for_what_it_did(config, read_summary, tmp_path):
+    """Its trials, and the boundary where it came to be."""
+    choice = ChoiceConfig(candidates=["midas", "interleave"], lag=1, lag_batches=1)
+    train(dataclasses.replace(config, choice=choice), tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert teacher.at(str(tmp_path / "run"), None).training_flops() == pytest.approx(
+        summary["model_flops"]
+    )
 
 
 def test_another_teacher_than_the_run_began_with_is_refused(

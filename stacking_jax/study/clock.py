@@ -18,12 +18,13 @@ class Boundary(NamedTuple):
 
     Attributes:
       start: updates done when the new stage begins.
-      stall: seconds that training stood still; the median over seeds.
+      stall: seconds that training stood still; the median over seeds. None where no run has an
+        account of it, as of a stage of a step or two; it counts as nothing.
       trials: seconds of the training steps in which candidates were tried out.
     """
 
     start: int
-    stall: float
+    stall: float | None
     trials: float
 
 
@@ -47,7 +48,7 @@ class Clock:
         steps = sum(
             seconds * min(max(step - start, 0), count) for start, count, seconds in self.stages
         )
-        between = sum(of.stall + of.trials for of in self.boundaries if of.start < step)
+        between = sum((of.stall or 0.0) + of.trials for of in self.boundaries if of.start < step)
         return self.beside + steps + between
 
     @property
@@ -78,7 +79,7 @@ def clocks_of(runs: Mapping[int, Run]) -> dict[int, Clock]:
         )
         tried = _trial_steps(run)
         boundaries = tuple(
-            Boundary(start, stalls.get(number, 0.0), tried.get(number, 0.0) * seconds)
+            Boundary(start, stalls.get(number), tried.get(number, 0.0) * seconds)
             for number, (start, _, seconds) in enumerate(stages, start=1) if number > 1
         )
         clocks[seed] = Clock(

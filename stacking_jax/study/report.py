@@ -330,8 +330,9 @@ def _boundary_row(arm: ArmResult, place: int, number_of: int) -> str:
     trials = statistics.median(boundary.trials for boundary in found)
     return (
         f'<tr><td class="text">{run_key(place)}{escape(arm.name)}</td>'
-        + number(min(starts), where) + number(stall, f"{stall:.2f} s")
-        + number(stall, units.MISSING if not step else f"{stall / step:.1f}")
+        + number(min(starts), where)
+        + number(stall, units.MISSING if stall is None else f"{stall:.2f} s")
+        + number(stall, units.MISSING if stall is None or not step else f"{stall / step:.1f}")
         + number(trials, f"{trials:.1f} s" if trials else units.MISSING) + "</tr>"
     )
 

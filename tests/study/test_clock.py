@@ -23,6 +23,16 @@ def test_boundaries_count_where_nothing_grows(make_study):
     assert [boundary.start for boundary in arm.clocks[0].boundaries] == [50]
 
 
+def test_a_boundary_without_an_account_is_not_said_to_cost_nothing(make_study):
+    folder = make_study(midas=lambda seed: {"grows": False})
+    for metrics in folder.glob("cells/midas/*/metrics.jsonl"):
+        lines = metrics.read_text().splitlines()
+        metrics.write_text("\n".join(line for line in lines if '"boundary"' not in line) + "\n")
+    arm = midas_of(folder)
+    assert arm.clocks[0].boundaries == ((50, None, 0.0),)
+    assert arm.seconds == pytest.approx(STEPS)
+
+
 def test_a_teacher_has_a_time_of_its_own_that_a_busy_machine_does_not_decide(make_study):
     arm = midas_of(make_study(midas=lambda seed: {"teacher": True}, slow={2: 3.0}))
     assert arm.seconds == pytest.approx(100 * 0.02 + STEPS + 1.0)

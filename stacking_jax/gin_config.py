@@ -77,7 +77,7 @@ def load(
     Raises:
       UserError: gin-config is missing; a file cannot be found, read or parsed, or imports another
         module; a name, in a file or a binding, names nothing; a macro that is used is not set, or
-        is `%gin.REQUIRED`.
+        is `%gin.REQUIRED`; two files of gin/methods bind a parameter differently.
     """
     gin = require_gin()
     clear()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stacking_jax.errors import UserError
+from stacking_jax.gin_methods import MethodFile, check_layers, method_file
 
 FLAG = "--gin."
 _NAME = re.compile(r"([A-Za-z_]\w*/)*([A-Za-z_]\w*\.)*[A-Za-z_]\w*\Z")
@@ -35,13 +36,17 @@ def gin_root() -> Path:
 
 @dataclass(frozen=True)
 class _Binding:
-    """One statement 'key = value'; `key` is gin's (scope, complete selector, parameter)."""
+    """One statement 'key = value'; `key` is gin's (scope, complete selector, parameter).
+
+    `method` is the file of gin/methods that it belongs to, if it does.
+    """
 
     key: tuple[str, str, str]
     name: str
     value: Any
     where: str
     from_command_line: bool
+    method: MethodFile | None
     refers_to: tuple[Any, ...] = field(repr=False)
 
     @property
@@ -68,6 +73,7 @@ class Table:
         self._gin = gin
         self._imports = ("stacking_jax", *imports)
         self._reading: list[Path] = []
+        self._method: MethodFile | None = None
         self.files: list[Path] = []
         self.history: list[_Binding] = []
         self.final: dict[tuple[str, str, str], _Binding] = {}
@@ -87,6 +93,8 @@ class Table:
             raise UserError(f"{name}{by} is not UTF-8 text, so it is no gin file") from error
         self._reading.append(path)
         self.files.append(path)
+        outer = self._method
+        self._method = outer or method_file(path, gin_root())
         for statement, where in self._statements(text, name):
             kind = type(statement).__name__
             if kind == "IncludeStatement":
@@ -98,6 +106,7 @@ class Table:
             else:
                 self._add(statement, where, from_command_line=False)
         self._reading.pop()
+        self._method = outer
 
     def read_binding(self, binding: str) -> None:
         name, equals, value = binding.partition("=")
@@ -184,7 +193,9 @@ class Table:
             name = f"{scope}/{selector}" if scope else selector
             key = (name, "gin.macro", "value")
         references = tuple(_references(self._gin, value))
-        binding = _Binding(key, name, value, where, from_command_line, references)
+        binding = _Binding(
+            key, name, value, where, from_command_line, self._method, references
+        )
         self.history.append(binding)
         self.final[key] = binding
 
@@ -228,6 +239,7 @@ class Table:
     # Checks, and then the binding itself
 
     def bind_all(self, scopes: Sequence[str]) -> None:
+        check_layers(self.history)
         live = self._live_macros()
         self._check_scopes(scopes)
         self._check_macros(live)

@@ -1,8 +1,8 @@
 """Says which runs may be compared, in what, and how long each took.
 
 The rules are those of an honest comparison. Losses of runs that saw other
-data, another tokeniser, another evaluation set, another batch, optimiser or
-peak learning rate are not set side by side without a mark. Two runs share a
+data, another tokeniser, another evaluation set, another batch, optimiser,
+learning-rate schedule or peak are not set side by side without a mark. Two runs share a
 budget of FLOPs only if the learning-rate schedule of both ended there: reading
 a longer run halfway, while its learning rate is still high, makes whatever
 stands next to it look good ("No Train No Gain", arXiv 2307.06440). And one
@@ -32,10 +32,13 @@ MUST_AGREE = {
     "sequence_length": "sequence length",
     "optimizer": "optimizer",
     "peak_learning_rate": "peak learning rate",
+    "schedule": "learning-rate schedule",
+    "optimizer_settings": "optimizer settings",
     "model": "model",
 }
-# A run need not say what its model is; it must say all the rest.
-_OPTIONAL = ("model",)
+# A run need not say what its model is, and runs of older versions do not know all that their
+# optimiser was; what one of two runs does not say makes no difference. All the rest must be said.
+OPTIONAL = ("schedule", "optimizer_settings", "model")
 EQUAL_FLOPS = 0.02
 # A schedule has ended if its learning rate is low or no longer falls: the drop over the last
 # twentieth of the run, as a share of the peak (a cosine to a tenth of it falls by 0.6 % there).
@@ -199,7 +202,7 @@ def _reasons(run: Run, anchor: Run, anchor_label: str) -> tuple[str, ...]:
     reasons = []
     for key, called in MUST_AGREE.items():
         own, other = run.comparability.get(key), anchor.comparability.get(key)
-        if own is None and key not in _OPTIONAL:
+        if own is None and key not in OPTIONAL:
             reasons.append(f"{called} is not recorded")
         elif other is not None and own is not None and _canonical(own) != _canonical(other):
             a, b = _shortened(key, own, other)

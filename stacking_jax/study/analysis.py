@@ -6,7 +6,9 @@ seed and has an interval; a comparison that was not declared beforehand is explo
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -289,8 +291,23 @@ def _notes(study: StudyResult, evidence: bool | None) -> tuple[str, ...]:
         listed = "; ".join(sorted(without))
         notes.append(f"Runs without a score, since a task has no value: {listed}.")
     if study.config.may_differ:
+        differ = {key: _differing(study, key) for key in study.config.may_differ}
+        listed = ", ".join(
+            key.replace("_", " ") + (f" ({', '.join(arms)})" if arms else "")
+            for key, arms in differ.items()
+        )
         notes.append(
-            "By the study's own design, arms may differ in "
-            + ", ".join(name.replace("_", " ") for name in study.config.may_differ) + "."
+            f"By the study's own design, arms may differ in {listed}"
+            + ("; in brackets, those that differ from most." if any(differ.values()) else ".")
         )
     return tuple(notes)
+
+
+def _differing(study: StudyResult, key: str) -> list[str]:
+    """The arms whose runs say something else of it than most arms do."""
+    told = {
+        arm.name: json.dumps(run.comparability[key], default=str)
+        for arm in study.arms.values() for run in arm.runs.values() if key in run.comparability
+    }
+    counts = collections.Counter(told.values()).most_common(1)
+    return [name for name, value in told.items() if value != counts[0][0]]

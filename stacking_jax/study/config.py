@@ -63,7 +63,8 @@ class StudyConfig:
       informative: [arm, low, high]: where the mean score of this arm lies outside, the
         study has no evidence on 'score'. None: no such rule.
       may_differ: what arms may differ in beside their method, of the report's comparability
-        ('peak_learning_rate', 'model', ...). A cell that differs in anything else is left out.
+        ('peak_learning_rate', 'schedule', 'optimizer_settings', 'model', ...). A cell that
+        differs in anything else is left out.
 
     Raises:
       UserError: a setting does not fit the others.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stacking_jax.reporting import units
-from stacking_jax.reporting.comparison import MUST_AGREE, schedule_still_open
+from stacking_jax.reporting.comparison import MUST_AGREE, OPTIONAL, schedule_still_open
 from stacking_jax.reporting.runs import Run, read_run
 from stacking_jax.study.clock import Clock, clocks_of
 from stacking_jax.study.config import StudyConfig
@@ -130,7 +130,11 @@ def _reasons(
     for key, called in MUST_AGREE.items():
         if key in may_differ:
             continue
-        values = {c: json.dumps(run.comparability.get(key), default=str) for c, run in runs.items()}
+        values = {
+            cell: json.dumps(run.comparability.get(key), default=str)
+            for cell, run in runs.items()
+            if key in run.comparability or key not in OPTIONAL
+        }
         if len(set(values.values())) > 1:
             most = collections.Counter(values.values()).most_common(1)[0][0]
             for cell, value in values.items():

@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stacking_jax.data import MixedCache, PackedCache
 from stacking_jax.models.config import HOW_COMPUTED
 from stacking_jax.training import run_directory
-from stacking_jax.training.config import TrainConfig
+from stacking_jax.training.config import OptimizerConfig, TrainConfig
 from stacking_jax.training.decisions import Decision
 from stacking_jax.training.held_out import HeldOut
 from stacking_jax.training.recorder import Recorder
+from stacking_jax.training.settings import is_number
 from stacking_jax.training.state import TrainState, params_digest
 
 _SHARES = ("chunk_tokens", "loss_tokens")
+# What each schedule reads of OptimizerConfig beside its peak.
+_SHAPES = {
+    "cosine": ("warmup_fraction", "final_fraction"),
+    "constant": ("warmup_fraction",),
+    "wsd": ("warmup_fraction", "decay_fraction", "final_fraction"),
+}
+# Of OptimizerConfig, what has a key of its own in `comparability`.
+_SCHEDULE = ("schedule", "warmup_fraction", "decay_fraction", "final_fraction")
+_NAMED = ("name", "peak_learning_rate", *_SCHEDULE)
 
 
 def describe(
@@ -46,11 +57,41 @@ def describe(
             "sequence_length": config.data.sequence_length,
             "optimizer": config.optimizer.name,
             "peak_learning_rate": config.optimizer.peak_learning_rate,
+            "schedule": _schedule(config.optimizer),
+            "optimizer_settings": _optimizer_settings(config),
             "model": ", ".join(f"{name}={value}" for name, value in model.items()),
             "seed": config.seed,
         },
         **({"data": {"epochs": passes or {}, **_objectives(cache)}} if named else {}),
     }
+
+
+def _schedule(config: OptimizerConfig) -> str:
+    """'wsd, warmup_fraction=0.02, ...': the kind, and the shares that it goes by."""
+    shares = (f"{name}={_number(getattr(config, name))}" for name in _SHAPES[config.schedule])
+    return ", ".join((config.schedule, *shares))
+
+
+def _optimizer_settings(config: TrainConfig) -> str:
+    """What else the update depends on, where it is not the default.
+
+    A default is what versions that did not know the setting did, so that their runs agree.
+    """
+    settings = [field for field in dataclasses.fields(OptimizerConfig) if field.name not in _NAMED]
+    values = {
+        field.name: (getattr(config.optimizer, field.name), field.default) for field in settings
+    }
+    values["z_loss"] = (config.z_loss, type(config).z_loss)
+    return ", ".join(
+        f"{name}={_number(value)}" for name, (value, default) in values.items() if value != default
+    ) or "defaults"
+
+
+def _number(value: Any) -> Any:
+    """One text per value: 1 and 1.0 are the same, and so are tuples and lists."""
+    if isinstance(value, list | tuple):
+        return [_number(item) for item in value]
+    return float(value) if is_number(value) else value
 
 
 def _objectives(cache: PackedCache | MixedCache) -> dict:

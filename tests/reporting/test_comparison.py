@@ -52,15 +52,26 @@ def test_one_seed_is_called_one_seed_and_nobody_wins(demo_runs):
         ({"sequence_length": 512}, "sequence length 512, but 256 in a"),
         ({"optimizer": "adafactor"}, "optimizer adafactor, but adamw in a"),
         ({"peak_learning_rate": 0.01}, "peak learning rate 0.01, but 0.003 in a"),
+        ({"schedule": "wsd"}, "learning-rate schedule wsd, but cosine in a"),
+        ({"optimizer_settings": "beta2=0.9"}, "optimizer settings beta2=0.9, but defaults in a"),
         ({"model": "wide"}, "model wide, but decoder d_model 256"),
         ({"data_digest": None}, "data digest is not recorded"),
     ],
 )
 def test_what_differs_is_marked_with_both_values(make_run, change, reason):
-    rows = _compare(make_run("a"), make_run("b"), make_run("c", compare=change)).rows
+    told = {"schedule": "cosine", "optimizer_settings": "defaults"}
+    paths = [make_run(name, compare=told) for name in "ab"]
+    rows = _compare(*paths, make_run("c", compare=told | change)).rows
     assert not rows[0].not_comparable and not rows[1].not_comparable
     assert len(rows[2].not_comparable) == 1 and reason in rows[2].not_comparable[0]
     assert not any("same" in note for note in rows[2].notes), "no budget is shared across a mark"
+
+
+def test_runs_that_do_not_say_their_schedule_are_compared_as_ever(make_run):
+    """Those of versions that did not record it, beside one another and beside new ones."""
+    told = {"schedule": "cosine", "optimizer_settings": "defaults"}
+    rows = _compare(make_run("a"), make_run("b"), make_run("c", compare=told)).rows
+    assert not any(row.not_comparable for row in rows)
 
 
 def test_digests_are_shown_as_long_as_tells_them_apart(make_run):

@@ -130,6 +130,27 @@ def test_what_is_declared_to_differ_may(make_study):
     assert not kept.arms["midas"].left_out
 
 
+@pytest.mark.parametrize("key", ["schedule", "optimizer_settings"])
+def test_another_schedule_is_left_out_unless_it_is_declared(make_study, key):
+    arms = ("full depth", "full depth, equal FLOPs", "midas")
+    told = {(arm, seed): {key: "one"} for arm in arms for seed in range(4)}
+    odd = told | {("midas", seed): {key: "another"} for seed in range(4)}
+    study = read_study(make_study(compare=odd))
+    assert key.partition("_")[2] in study.arms["midas"].left_out[0]
+    assert not study.arms["full depth"].left_out
+    kept = read_study(make_study(folder="other", compare=odd, may_differ=[key]))
+    assert not any(arm.left_out for arm in kept.arms.values())
+    called = key.replace("_", " ")
+    assert analyse(kept).notes[-1] == (
+        f"By the study's own design, arms may differ in {called} (midas); in brackets, those that "
+        "differ from most."
+    )
+    # Cells of a version that did not record it belong to the others.
+    half = {cell: of for cell, of in told.items() if cell[1] < 2}
+    mixed = read_study(make_study(folder="mixed", compare=half))
+    assert not any(arm.left_out for arm in mixed.arms.values())
+
+
 def test_a_study_cut_short_is_read_over_the_seeds_there_are(make_study):
     study = read_study(make_study(leave=[("midas", 3), ("full depth", 2)]))
     found = analyse(study)

@@ -120,7 +120,8 @@ def make_study(tmp_path):
     """
 
     def make(
-        swing=0.0, score=60.0, leave=(), compare=None, slow=None, folder="study", midas=None, **config
+        swing=0.0, score=60.0, leave=(), compare=None, slow=None, folder="study", midas=None,
+        **config,
     ):
         study = tmp_path / folder
         settings = StudyConfig(**{**CONFIG, **config})

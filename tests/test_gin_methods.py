@@ -13,7 +13,7 @@ import pytest
 
 from stacking_jax import cli, configurables, gin_config
 from stacking_jax.errors import UserError
-from stacking_jax.gin_methods import BESIDE_GROWTH, TAKES_BACK
+from stacking_jax.gin_methods import BESIDE_GROWTH, TAKES_BACK, method_file
 from stacking_jax.training import TrainConfig, compose
 from stacking_jax.training.loop_config import LoopConfig
 
@@ -101,6 +101,21 @@ def test_a_method_is_known_however_its_path_is_spelled(tmp_path):
     for path in spelled_otherwise(tmp_path).values():
         assert "gin/methods/midas.gin binds" in refusal(DEMO, method("midas"), path)
         assert "gin/methods/raptr.gin binds" in refusal(DEMO, path, method("midas"))
+
+
+def test_an_installed_package_knows_its_own_methods_and_no_others(tmp_path):
+    root = tmp_path / "site-packages/stacking_jax/gin_files"
+    mine = tmp_path / "gin/methods"
+    for path in (root / "methods/raptr.gin", mine / "raptr.gin", mine / "my_own.gin",
+                 tmp_path / "raptr.gin"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    found = [method_file(path.resolve(), root) for path in (
+        root / "methods/raptr.gin", mine / "raptr.gin", mine / "my_own.gin", tmp_path / "raptr.gin"
+    )]
+    assert [None if of is None else str(of) for of in found] == [
+        "gin/methods/raptr.gin", "gin/methods/raptr.gin", None, None
+    ]
 
 
 def test_what_a_method_includes_is_its_own():

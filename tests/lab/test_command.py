@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from stacking_jax import cli
@@ -46,6 +47,20 @@ def test_cells_are_kept_by_settings_and_not_measured_twice(tmp_path):
     assert more.has("x/y") and not more.has("dominance/1")
     more.get("dominance/1", lambda: {"b": 1})
     assert not Kept(tmp_path, {"a": 1, "dominance_rate": 0.2}, {}).has("dominance/1")
+
+
+def test_the_covariance_of_the_preconditioner_is_not_a_matter_of_the_seeds(monkeypatch):
+    drawn = []
+
+    def seen(covariance, pairs):
+        drawn.append(np.asarray(covariance.basis))
+        raise StopIteration
+
+    monkeypatch.setattr(measure.fitting, "alike", seen)
+    for seeds in (2, 4):
+        with pytest.raises(StopIteration):
+            measure.measure_preconditioner(10, IclSettings(seeds=seeds), lambda steps: None)
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_settings_that_cannot_be_are_refused():

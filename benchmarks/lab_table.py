@@ -21,18 +21,33 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/icl_cpu.json"
 PAGE = ROOT / "docs/lab.md"
 PICTURES = (
-    "depth_linear_restricted", "depth_linear_full", "depth_to_reach", "loops", "preconditioner",
-)
+    "depth_linear_restricted", "depth_linear_full", "depth_softmax_restricted",
+    "depth_softmax_full", "depth_to_reach_0_1", "depth_to_reach_0_2", "shift_wider_linear",
+    "shift_larger_linear", "shift_wider_softmax", "shift_larger_softmax", "loops_linear",
+    "loops_softmax", "preconditioner",
+)  # fmt: skip
 _HEAD = ("claim", "verdict", "mean (95 % interval)", "of")
+_STEPS_HEAD = (
+    "stack", "further loops or layers judged", "that raise the loss",
+    "left out, between diverged losses",
+)  # fmt: skip
 
 
 def with_table(page: str, found: Mapping[str, Any]) -> str:
-    """The page with a line per claim of `found`, which is what icl.json holds."""
+    """The page with a line per claim of `found`, which is what icl.json holds, and per stack."""
     rows = [
-        (claim["text"], f"**{claim['verdict']}**", _interval(claim), claim["measure"])
+        (claim["text"], _verdict(claim), _interval(claim), claim["measure"])
         for claim in found["claims"]
     ]
-    return between_marks(page, markdown(_HEAD, rows))
+    steps = [
+        (arm, f"{of['judged']:,}", f"{of['raised']:,}", f"{of['left_out']:,}")
+        for arm, of in found["violations"].items()
+    ]
+    return between_marks(page, markdown(_HEAD, rows) + "\n" + markdown(_STEPS_HEAD, steps))
+
+
+def _verdict(claim: Mapping[str, Any]) -> str:
+    return f"**{claim['verdict']}**" + (f": {claim['reason']}" if claim["reason"] else "")
 
 
 def _interval(claim: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from benchmarks.contenders import Shape, Torch, agree, initial_params, ours, pla
 from benchmarks.measure import interval, windows
 from benchmarks.suite import KEYS, Job, Line, Measured, Results, chosen, read_notes
 from stacking_jax.lab import IclSettings
+from stacking_jax.lab import results as lab_results
 from stacking_jax.models import DecoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -325,3 +327,37 @@ def test_the_verdicts_of_the_lab_are_those_of_its_runs():
     for name in lab_table.PICTURES:
         assert f"pictures/icl_{name}.png" in page
         assert (lab_table.PAGE.parent / f"pictures/icl_{name}.png").is_file()
+    assert set(lab_table.PICTURES) == set(re.findall(r"pictures/icl_(\w+)\.png", page))
+
+
+def test_what_the_lab_reads_in_its_runs_is_there():
+    found = json.loads(lab_table.RESULTS.read_text(encoding="utf-8"))
+    said = " ".join(lab_table.PAGE.read_text(encoding="utf-8").split())
+    results = lab_results.Results(found["cells"], IclSettings())
+
+    def final(arm, depth):
+        return results.final(arm, depth)[1].mean()  # κ = 16, over seeds.
+
+    for arms, depth, text in (
+        (("restricted tied", "restricted untied"), 12, "{:.3f} against {:.3f} at 12 layers"),
+        (("full untied", "restricted untied"), 4, "at 4 layers ({:.3f} against {:.3f}, κ = 16)"),
+    ):
+        assert text.format(*(final(f"linear {arm}", depth) for arm in arms)) in said
+    slower = (final(f"{of} restricted untied", 8) for of in ("softmax", "linear"))
+    assert "({:.3f} at 8 layers, κ = 16, against {:.3f} of linear ones)".format(*slower) in said
+    assert f"at 8 layers ({final('softmax full untied', 8):.3f}, κ = 16)" in said
+    few, many = (final("softmax full tied", depth) for depth in (2, 8))
+    assert f"({few:.2f} with 2, {many:.2f} with 8)" in said
+    assert f"of 12 layers {(results.final('linear full untied', 12) > 1).sum()} of 16" in said
+    for arm in ("linear full tied", "linear full tied injected"):
+        losses = results.read(arm, 8, "by_position")
+        assert f"in {(losses[..., 11] > 1).sum()} of 16 cases, and 24 in all" in said
+        assert (losses[..., -1] > 1).all()
+    ends = results.read("softmax full tied", 8, "by_position")[..., -1]
+    assert f"{(ends > 1).sum()} of 16 end above 1 after 24" in said
+    out = [found["violations"][f"linear full tied{of}"]["left_out"] for of in ("", " injected")]
+    assert "{}, and {} with injection".format(*out) in said
+    zigzag = results.read("softmax restricted tied", 8, "by_position")
+    up = zigzag[..., 1:] > 1.01 * zigzag[..., :-1]
+    assert up[..., 1::2].all() and not up[..., ::2].any()
+    assert (zigzag[..., 2:] < zigzag[..., :-2]).all()

@@ -2,7 +2,8 @@
 
 A verdict is `holds` or `does not hold` where the 95 % interval over seeds lies on one side of
 what is claimed, and `no evidence` where it does not or where fewer than two seeds tell. A loss
-that diverged counts as `DIVERGED`: left out, it would speak for what diverges.
+that diverged counts as `results.DIVERGED`: left out, it would speak for what diverges. Where two
+diverged losses would be compared, neither is better: such pairs are left out, and counted.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from stacking_jax.lab import population
-from stacking_jax.lab.settings import IclSettings
-from stacking_jax.lab.statistics import Interval, depth_to_reach, fit_law, interval
+from stacking_jax.lab.results import DIVERGED, FAMILIES, Results, finite, law_fits, steps
+from stacking_jax.lab.statistics import Interval, interval
 
 LOOPED = "Gatmiry et al. 2024, arXiv:2410.08292"
 DIVERSE = "Gatmiry et al. 2024, arXiv:2410.21698"
-DIVERGED = 1e6  # Relative loss; also what larger ones count as.
+_LAWS = {"sqrt": "√κ", "log": "log κ"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Claim:
       measure: what the interval is of, with its unit.
       value: over seeds.
       bound: the claim holds above it (or below, with `below`).
+      reason: why nothing was found, where the interval does not say it.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Claim:
     value: Interval
     bound: float = 0.0
     below: bool = False
+    reason: str = ""
 
     @property
     def verdict(self) -> str:
@@ -54,67 +57,34 @@ class Claim:
             return "holds" if self.below else "does not hold"
         return "no evidence"
 
+    @property
+    def said(self) -> str:
+        """The verdict, and its reason where it has one."""
+        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "key": self.key, "text": self.text, "source": self.source, "verdict": self.verdict,
-            "measure": self.measure, "bound": self.bound, "below": self.below,
+            "reason": self.reason, "measure": self.measure, "bound": self.bound, "below": self.below,
             **{name: getattr(self.value, name) for name in ("mean", "low", "high")},
             "seeds": self.value.count,
         }  # fmt: skip
 
 
-class Results:
-    """The measured cells, by arm and depth, as arrays."""
-
-    def __init__(self, cells: dict[str, Any], settings: IclSettings):
-        self.cells, self.settings = cells, settings
-
-    def arms(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for name in self.cells:
-            kind, _, rest = name.partition("/")
-            if kind == "stack":
-                arm, _, depth = rest.rpartition("/")
-                found.setdefault(arm, []).append(int(depth))
-        return {arm: sorted(depths) for arm, depths in found.items()}
-
-    def read(self, arm: str, depth: int, what: str) -> np.ndarray:
-        """`[kappas, seeds]`, or `[kappas, seeds, positions]` of by_position."""
-        return _array(self.cells[f"stack/{arm}/{depth}"][what])
-
-    def final(self, arm: str, depth: int) -> np.ndarray:
-        return self.read(arm, depth, "by_position")[:, :, depth - 1]
-
-    def reached(self, arm: str) -> list[list[float | None]]:
-        """The smallest depth that reaches the target loss: `[kappas][seeds]`."""
-        depths = self.arms()[arm]
-        losses = np.stack([self.final(arm, depth) for depth in depths], axis=-1)
-        return [
-            [depth_to_reach(depths, row, self.settings.target_loss) for row in of_kappa]
-            for of_kappa in losses
-        ]
-
-
-def _array(nested) -> np.ndarray:
-    found = np.array(nested, dtype=float)  # None becomes nan.
-    return np.minimum(np.where(np.isfinite(found), found, DIVERGED), DIVERGED)
-
-
 def judge(results: Results) -> list[Claim]:
     """Every claim, in the order of the report."""
-    claims = []
-    for arm in ("linear restricted", "linear full"):
-        claims.append(_depth_helps(results, f"{arm} untied"))
+    claims = [_depth_helps(results, f"{family} untied") for family in FAMILIES]
     claims += [
-        _law(results, "linear restricted untied", "sqrt"),
-        _law(results, "linear full untied", "log"),
-        _expressive(results),
-    ]
-    for arm in ("linear restricted", "linear full"):
-        claims += [_robust(results, arm, shift) for shift in ("wider", "larger")]
-    for arm in ("linear restricted tied", "linear full tied", "linear full tied injected"):
-        claims.append(_monotone(results, arm))
-    claims.append(_only_looped(results))
+        _law(results, f"{family} untied", "log" if family.endswith("full") else "sqrt", target)
+        for target in results.settings.target_losses for family in FAMILIES
+    ]  # fmt: skip
+    claims += [_expressive(results, family) for family in FAMILIES]
+    for shift in ("wider", "larger"):
+        claims += [_robust(results, family, shift) for family in FAMILIES]
+    for arm in results.arms():
+        if " tied" in arm:
+            claims.append(_monotone(results, arm))
+    claims += [_only_looped(results, family) for family in FAMILIES]
     claims += _preconditioner(results)
     claims += _dominance(results)
     return claims
@@ -123,118 +93,130 @@ def judge(results: Results) -> list[Claim]:
 def _depth_helps(results: Results, arm: str) -> Claim:
     depths = results.arms()[arm]
     slopes = []
-    log_losses = np.log(np.stack([results.final(arm, depth) for depth in depths]))
-    for seed in range(results.settings.seeds):
-        rows = log_losses[:, :, seed].mean(axis=1)
-        slopes.append(_slope(np.log(depths), rows))
+    if len(depths) > 1:
+        log_losses = np.log(np.stack([results.final(arm, depth) for depth in depths]))
+        slopes = [_slope(np.log(depths), row) for row in log_losses.mean(axis=1).T]
     return Claim(
         f"depth/{arm}", f"Depth lowers the loss on diverse tasks ({arm}).", DIVERSE,
         "slope of log loss against log depth", interval(slopes), below=True,
+        reason="" if slopes else "there is one depth",
     )  # fmt: skip
 
 
-def law_fits(results: Results, arm: str) -> list[dict[str, Any]]:
-    """Per seed both laws fitted to the depths that reach the target; empty below three kappas."""
-    reached, kappas = results.reached(arm), results.settings.kappas
-    found = []
-    for seed in range(results.settings.seeds):
-        known = [(k, row[seed]) for k, row in zip(kappas, reached, strict=True)
-                 if row[seed] is not None and math.isfinite(row[seed])]  # fmt: skip
-        if len(known) >= 3:
-            found.append({"seed": seed, "kappas": len(known)} | {
-                law: fit_law(*zip(*known, strict=True), law) for law in ("sqrt", "log")
-            })  # fmt: skip
-    return found
-
-
-def _law(results: Results, arm: str, law: str) -> Claim:
+def _law(results: Results, arm: str, law: str, target: float) -> Claim:
     other = "log" if law == "sqrt" else "sqrt"
-    fits = law_fits(results, arm)
+    fits = law_fits(results, arm, target)
     gains = [fit[other]["residual"] - fit[law]["residual"] for fit in fits]
-    shown = {"sqrt": "√κ", "log": "log κ"}
+    have = f"{len(fits)} of {results.settings.seeds} seeds"
+    reason = ""
+    if len(fits) < 2:
+        reached = results.reached(arm, target)
+        down = [row for row in reached if all(of.sign != ">" for of in row)]
+        bounds = sum(all(of.sign == "<=" for of in row) for row in down)
+        reason = (
+            f"every seed reaches the loss at {len(down)} of {len(reached)} κ, at {bounds} of "
+            f"them with the smallest depth already, which is a bound; {have} have the three "
+            "depths of a fit"
+        )
     return Claim(
-        f"{law}_kappa", f"The depth needed grows as {shown[law]} ({arm}).", DIVERSE,
-        f"RMS residual of {shown[other]} less that of {shown[law]} [layers]", interval(gains),
+        f"{law}_kappa/{arm}/{target:g}",
+        f"The depth needed for a loss of {target:g} grows as {_LAWS[law]} ({arm}).", DIVERSE,
+        f"RMS residual of {_LAWS[other]} less that of {_LAWS[law]} [layers], {have}",
+        interval(gains), reason=reason,
     )  # fmt: skip
 
 
-def _expressive(results: Results) -> Claim:
+def _expressive(results: Results, family: str) -> Claim:
     """Within a factor of two of the untied stack's loss, over all depths, kappas and seeds."""
-    tied, untied = "linear full tied", "linear full untied"
-    gaps = [
-        np.log(results.final(tied, depth) / results.final(untied, depth)).mean(axis=0)
-        for depth in results.arms()[untied]
-    ]
+    tied, untied = (
+        np.stack([results.final(f"{family} {kind}", depth)
+                  for depth in results.arms()[f"{family} untied"]])
+        for kind in ("tied", "untied")
+    )  # fmt: skip
+    gaps, left_out = _of_pairs(np.log(tied / untied), tied, untied)
     return Claim(
-        "expressive", "A looped stack fits as well as a multilayer one of its depth (linear full; "
-        "within a factor of 2).", DIVERSE,
-        "log of the loss, tied over untied", interval(np.mean(gaps, axis=0)),
+        f"expressive/{family}", "A looped stack fits as well as a multilayer one of its depth "
+        f"({family}; within a factor of 2).", DIVERSE,
+        f"log of the loss, tied over untied{left_out}", interval(gaps),
         bound=math.log(2), below=True,
     )  # fmt: skip
 
 
-def _robust(results: Results, arm: str, shift: str) -> Claim:
+def _of_pairs(gaps: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, str]:
+    """Per seed the mean of `gaps` `[depths, kappas, seeds]`, but for pairs that both diverged.
+
+    Returns:
+      (`[seeds]`, how many pairs are left out, in words; nothing for none).
+    """
+    out = (one >= DIVERGED) & (other >= DIVERGED)
+    count = (~out).sum(axis=(0, 1))
+    total = np.where(out, 0.0, gaps).sum(axis=(0, 1))
+    said = f"; {out.sum()} of {out.size} pairs left out, both diverged" if out.any() else ""
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan), said
+
+
+def _robust(results: Results, family: str, shift: str) -> Claim:
+    """Growth under shift, from the loss before it or from 1, whichever is smaller.
+
+    What does no better than predicting zero has little left to lose: its loss would hardly grow,
+    and it would look robust.
+    """
     settings = results.settings
     said = {
         "wider": f"condition numbers up to {settings.wider:g} κ",
         "larger": f"covariances {settings.larger:g} times as large",
     }[shift]
-    gaps = []
-    for depth in results.arms()[f"{arm} tied"]:
-        if depth == 1:
-            continue
-        worse = [
-            np.log(results.read(f"{arm} {kind}", depth, shift) / results.final(
-                f"{arm} {kind}", depth))
-            for kind in ("untied", "tied")
-        ]  # fmt: skip
-        gaps.append(worse[0] - worse[1])
+    depths = [depth for depth in results.arms()[f"{family} tied"] if depth > 1]
+    gaps, left_out = np.array([]), ""
+    if depths:
+        shifted, growth = [], []
+        for arm in (f"{family} untied", f"{family} tied"):
+            loss = np.stack([results.read(arm, depth, shift) for depth in depths])
+            before = np.stack([results.final(arm, depth) for depth in depths])
+            shifted.append(loss)
+            growth.append(np.log(loss / np.minimum(before, 1.0)))
+        gaps, left_out = _of_pairs(growth[0] - growth[1], *shifted)
     return Claim(
-        f"robust/{arm}/{shift}", f"A looped stack loses less under shift than a multilayer one "
-        f"({arm}; {said}).", DIVERSE,
-        "log of (loss under shift / loss), untied less tied",
-        interval(np.concatenate(gaps).mean(axis=0)),
+        f"robust/{family}/{shift}", f"A looped stack loses less under shift than a multilayer one "
+        f"({family}; {said}).", DIVERSE,
+        f"log of (loss under shift / loss, at most 1), untied less tied{left_out}",
+        interval(gaps), reason="" if depths else "there is one depth",
     )  # fmt: skip
-
-
-def violations(results: Results, arm: str) -> np.ndarray:
-    """Share of positions after which the loss is higher than before: `[depths, kappas, seeds]`."""
-    shares = []
-    for depth in results.arms()[arm]:
-        losses = results.read(arm, depth, "by_position")
-        if losses.shape[-1] > 1:
-            before, after = losses[..., :-1], losses[..., 1:]
-            worse = (after > before * (1 + results.settings.tolerance)) | (after >= DIVERGED)
-            shares.append(worse.mean(axis=-1))
-    return np.stack(shares)
 
 
 def _monotone(results: Results, arm: str) -> Claim:
-    shares = violations(results, arm).mean(axis=(0, 1))
+    found = steps(results, arm)
     return Claim(
         f"monotone/{arm}", "The loss falls with every further loop, up to "
         f"{results.settings.extra_loops} times those of training ({arm}).", DIVERSE,
-        "share of loops that raise the loss; holds below 5 %",
-        interval(shares), bound=0.05, below=True,
+        f"share of loops that raise the loss ({_counts(found.totals())}); holds below 5 %",
+        interval(found.shares()), bound=0.05, below=True,
     )  # fmt: skip
 
 
-def _only_looped(results: Results) -> Claim:
-    tied = violations(results, "linear restricted tied").mean(axis=(0, 1))
-    untied = violations(results, "linear restricted untied").mean(axis=(0, 1))
+def _only_looped(results: Results, family: str) -> Claim:
+    tied, untied = (steps(results, f"{family} {kind}") for kind in ("tied", "untied"))
     return Claim(
-        "monotone/only", "Multilayer stacks, read after every layer, violate monotonicity more "
-        "often than looped ones (linear restricted).", DIVERSE,
-        "share of violations, untied less tied", interval(untied - tied),
+        f"monotone/only/{family}", "Multilayer stacks, read after every layer, violate "
+        f"monotonicity more often than looped ones ({family}).", DIVERSE,
+        f"share of violations, untied ({_counts(untied.totals())}) less tied "
+        f"({_counts(tied.totals())})", interval(untied.shares() - tied.shares()),
     )  # fmt: skip
+
+
+def _counts(totals: dict[str, int]) -> str:
+    said = f"{totals['raised']:,} of {totals['judged']:,}"
+    if totals["left_out"]:
+        said += f", {totals['left_out']:,} between diverged losses left out"
+    return said
 
 
 def _preconditioner(results: Results) -> list[Claim]:
     settings = results.settings
     few, many = min(settings.preconditioner_pairs), max(settings.preconditioner_pairs)
     cells = {n: results.cells[f"preconditioner/{n}"] for n in settings.preconditioner_pairs}
-    far = _array(cells[many]["distance"])
-    closer = _array(cells[few]["distance"])[:, -1] - far[:, -1]
+    far = finite(cells[many]["distance"])
+    closer = finite(cells[few]["distance"])[:, -1] - far[:, -1]
     return [
         Claim(
             "preconditioner", f"The learnt preconditioner tends to the inverse covariance (n = "
@@ -247,7 +229,7 @@ def _preconditioner(results: Results) -> list[Claim]:
         ),
         Claim(
             "preconditioner/u", f"u, which gradient descent does not need, vanishes (n = {many}).",
-            LOOPED, "last norm; holds below 0.05", interval(_array(cells[many]["u"])[:, -1]),
+            LOOPED, "last norm; holds below 0.05", interval(finite(cells[many]["u"])[:, -1]),
             bound=0.05, below=True,
         ),
     ]  # fmt: skip
@@ -257,11 +239,12 @@ def smallest_ratio(cell: dict[str, Any], floor: float, exact: bool) -> np.ndarra
     """Per seed the smallest ratio while the loss is above `floor` times its lowest value.
 
     An exact loss falls to zero, and so has no floor: down to 1e-5 it is judged throughout, below
-    that float32 says little.
+    that float32 says little. A descent that diverged followed no gradient flow: nan.
     """
-    loss, ratio = _array(cell["loss"]), _array(cell["ratio"])
+    loss, ratio = finite(cell["loss"]), finite(cell["ratio"])
     low = np.full(len(loss), 1e-5) if exact else floor * loss.min(axis=1)
-    return np.where(loss > low[:, None], ratio, np.inf).min(axis=1)
+    smallest = np.where(loss > low[:, None], ratio, np.inf).min(axis=1)
+    return np.where((loss >= DIVERGED).any(axis=1), np.nan, smallest)
 
 
 def _dominance(results: Results) -> list[Claim]:

@@ -13,14 +13,11 @@ import stacking_jax
 from stacking_jax import console
 from stacking_jax.errors import UserError
 from stacking_jax.lab import measure
-from stacking_jax.lab.claims import Results, judge, law_fits
+from stacking_jax.lab.claims import judge
 from stacking_jax.lab.keep import Kept
 from stacking_jax.lab.page import claims_table, render_page
+from stacking_jax.lab.results import Results, law_fits, steps
 from stacking_jax.lab.settings import IclSettings
-
-_LAWFUL = tuple(
-    f"linear {blocks} {kind}" for blocks in ("restricted", "full") for kind in ("untied", "tied")
-)
 
 
 def icl(settings: IclSettings, out: str | Path) -> dict[str, Any]:
@@ -29,7 +26,8 @@ def icl(settings: IclSettings, out: str | Path) -> dict[str, Any]:
     Cells that lie there under the same settings and versions are not measured again.
 
     Returns:
-      What `icl.json` holds: settings, versions, seconds, claims, fits and cells.
+      What `icl.json` holds: settings, versions, seconds, claims, counts of violations of
+      monotonicity, depths (with their sign: `=`, `<=`, `>`), fits and cells.
 
     Raises:
       UserError: `out` cannot be written.
@@ -48,13 +46,22 @@ def icl(settings: IclSettings, out: str | Path) -> dict[str, Any]:
         "versions": versions,
         "seconds": round(sum(cell["seconds"] for cell in cells.values()), 1),
         "claims": [claim.to_dict() for claim in claims],
-        "laws": {arm: law_fits(results, arm) for arm in _LAWFUL},
-        "depth_to_reach": {arm: results.reached(arm) for arm in _LAWFUL},
+        "violations": {arm: steps(results, arm).totals() for arm in results.arms()},
+        "laws": _by_target(settings, results, law_fits),
+        "depth_to_reach": _by_target(settings, results, Results.reached),
         "cells": cells,
     }
     (out / "icl.json").write_text(json.dumps(found, allow_nan=False) + "\n", encoding="utf-8")
     _draw(results, claims, found, out)
     return found
+
+
+def _by_target(settings: IclSettings, results: Results, what) -> dict[str, dict[str, Any]]:
+    """`what(results, arm, target)` by target and arm."""
+    return {
+        f"{target:g}": {arm: what(results, arm, target) for arm in results.arms()}
+        for target in settings.target_losses
+    }
 
 
 def show(found: dict[str, Any], out: str | Path, as_json: bool) -> None:
@@ -71,7 +78,7 @@ def show(found: dict[str, Any], out: str | Path, as_json: bool) -> None:
         Claim(
             c["key"], c["text"], c["source"], c["measure"],
             Interval(c["mean"], c["low"], c["high"], c["seeds"]), c["bound"],
-            below=c["below"],
+            below=c["below"], reason=c["reason"],
         )
         for c in found["claims"]
     ]  # fmt: skip

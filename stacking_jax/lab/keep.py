@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("stack", "preconditioner", "dominance")
+# Of what is computed: to be raised when a change of the code gives a cell another meaning or other
+# numbers, for a digest knows settings and packages but no code.
+COMPUTATION = 1
+# What judges and is not measured: cells stay when it changes. Digests were first made with some of
+# it, and go on holding those values.
+_JUDGING = ("target_losses", "tolerance", "floor")
+_AS_FIRST = {"target_loss": 0.1, "tolerance": 0.01, "floor": 2.0}
 
 
 class Kept:
     """Cells of one session of measurements in `folder/cells`.
 
-    A cell is named by what it measures and by a digest of the settings that it depends on: other
-    settings measure anew and leave what is there alone. A name begins with the cell's kind
-    ('preconditioner/40'), and settings that begin with another kind ('dominance_rate') are not its.
+    A cell is named by what it measures and by a digest of the settings that it depends on, of the
+    packages' versions and of `COMPUTATION`: others measure anew and leave what is there alone. A
+    name begins with the cell's kind ('preconditioner/40'), and settings that begin with another
+    kind ('dominance_rate') are not its.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: dict[str, Any], versions: dict):
@@ -29,8 +37,13 @@ class Kept:
     def path(self, name: str) -> Path:
         kind = name.partition("/")[0]
         others = tuple(f"{other}_" for other in KINDS if other != kind)
-        mine = {key: value for key, value in self._settings.items() if not key.startswith(others)}
-        text = json.dumps([mine, self._versions], sort_keys=True)
+        mine = {
+            key: value for key, value in self._settings.items()
+            if not key.startswith(others) and key not in _JUDGING
+        }  # fmt: skip
+        told = [mine | _AS_FIRST, self._versions]
+        # The first computation was not named.
+        text = json.dumps(told + [COMPUTATION] * (COMPUTATION > 1), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return self.folder / f"{name.replace('/', '-').replace(' ', '_')}-{digest}.json"
 

@@ -34,7 +34,10 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         header=("verdict", "claim", "mean [95 % interval]", "of"),
         rows=tuple((c.verdict, c.text, interval_text(c), c.measure) for c in claims),
         left=(True, True, False, True),
-        lines=("Intervals are Student's t over seeds; no evidence: they include the bound.",),
+        lines=(
+            "Intervals are Student's t over seeds; no evidence: they include the bound, or as said.",
+            *(f"{c.text} {c.said.capitalize()}." for c in claims if c.reason),
+        ),
         marked=tuple(c.verdict == "does not hold" for c in claims),
     )
 
@@ -46,7 +49,8 @@ def render_page(claims: Sequence[Claim], figures: Sequence[Drawn], said: dict[st
       said: `versions`, `settings`, `seconds` of the session.
     """
     rows = "".join(
-        f'<tr><td class="text"><b>{escape(c.verdict)}</b></td>'
+        f'<tr><td class="text"><b>{escape(c.verdict)}</b>'
+        f'{escape(f": {c.reason}" if c.reason else "")}</td>'
         f'<td class="text">{escape(c.text)}</td><td>{escape(interval_text(c))}</td>'
         f'<td class="text">{escape(c.measure)}</td>'
         f'<td class="text small">{escape(c.source)}</td></tr>'

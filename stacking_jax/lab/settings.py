@@ -37,7 +37,8 @@ class IclSettings:
         out of thousands would else be all of the mean, or overflow.
       init_scale: standard deviation of initial values.
       test_prompts: held out, the same for every arm.
-      target_loss: the relative loss (1: predicting nothing) whose smallest depth is looked for.
+      target_losses: the relative losses (1: predicting nothing) whose smallest depth is looked
+        for.
       wider: the test's kappa over the training's, for the shift to worse conditioning.
       larger: factor of the covariance, for the shift of scale.
       extra_loops: a tied stack is run up to this many times its depth.
@@ -70,7 +71,7 @@ class IclSettings:
     cap: float = 20.0
     init_scale: float = 0.02
     test_prompts: int = 2048
-    target_loss: float = 0.1
+    target_losses: tuple[float, ...] = (0.1, 0.2)
     wider: float = 4.0
     larger: float = 1.25
     extra_loops: int = 3
@@ -93,6 +94,13 @@ class IclSettings:
                 raise UserError(f"lab icl: {name} is at least 1; got {getattr(self, name)}")
         if self.cap <= 1:
             raise UserError(f"lab icl: cap is above 1, the loss of saying 0; got {self.cap}")
+        if not self.target_losses or not 0 < min(self.target_losses) <= max(
+            self.target_losses
+        ) < 1:
+            raise UserError(
+                "lab icl: target_losses are one or more between 0 and 1, the loss of saying 0; "
+                f"got {self.target_losses}"
+            )
         if self.context not in CONTEXTS:
             raise UserError(f"lab icl: context is one of {CONTEXTS}; got {self.context!r}")
         if self.condition not in CONDITIONS:

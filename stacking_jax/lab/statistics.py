@@ -32,23 +32,38 @@ def interval(values: Sequence[float | None]) -> Interval:
     return Interval(mean, float(mean - half), float(mean + half), len(known))
 
 
-def depth_to_reach(
-    depths: Sequence[int], losses: Sequence[float], target: float
-) -> float | None:
-    """The depth at which the loss comes down to `target`; None where no depth reaches it.
+class Reached(NamedTuple):
+    """A depth [layers] that reaches a loss, or a bound on it.
+
+    Attributes:
+      depth: interpolated, or the depth that bounds it.
+      sign: `=`, or `<=` where the smallest depth that was trained reaches the loss already, or
+        `>` where the largest does not.
+    """
+
+    depth: float
+    sign: str
+
+    @property
+    def known(self) -> bool:
+        return self.sign == "="
+
+
+def depth_to_reach(depths: Sequence[int], losses: Sequence[float], target: float) -> Reached:
+    """The depth at which the loss comes down to `target`.
 
     Between two depths the logarithm of the loss is taken as a line; a deeper network that was
     trained worse than a shallower one does not count against the shallower one.
     """
     best = np.minimum.accumulate(np.where(np.isfinite(losses), losses, np.inf))
     if best[0] <= target:
-        return float(depths[0])
+        return Reached(float(depths[0]), "<=")
     for i in range(1, len(depths)):
         if best[i] <= target:
             upper, lower = math.log(min(best[i - 1], 1e30)), math.log(max(best[i], 1e-30))
             share = (upper - math.log(target)) / (upper - lower)
-            return depths[i - 1] + share * (depths[i] - depths[i - 1])
-    return None
+            return Reached(depths[i - 1] + share * (depths[i] - depths[i - 1]), "=")
+    return Reached(float(depths[-1]), ">")
 
 
 def fit_law(kappas: Sequence[float], depths: Sequence[float], law: str) -> dict[str, float]:

@@ -22,13 +22,19 @@ def test_the_law_that_made_the_depths_fits_them(law, other, f):
 
 
 def test_depth_is_interpolated_in_the_logarithm_of_the_loss():
-    assert depth_to_reach([1, 3], [1.0, 0.01], 0.1) == pytest.approx(2.0)
-    assert depth_to_reach([2, 4], [0.05, 0.01], 0.1) == 2.0
-    assert depth_to_reach([1, 2, 4], [0.9, 0.5, 0.2], 0.1) is None
+    depth, sign = depth_to_reach([1, 3], [1.0, 0.01], 0.1)
+    assert (depth, sign) == (pytest.approx(2.0), "=")
     # A deeper stack that diverged does not undo what a shallower one has reached.
-    assert depth_to_reach([1, 2, 4], [0.9, 0.01, math.inf], 0.1) == pytest.approx(
-        depth_to_reach([1, 2], [0.9, 0.01], 0.1)
-    )
+    again = depth_to_reach([1, 2, 4], [0.9, 0.01, math.inf], 0.1)
+    assert again == depth_to_reach([1, 2], [0.9, 0.01], 0.1) and again.known
+
+
+def test_a_depth_outside_those_trained_is_a_bound():
+    below, above = (
+        depth_to_reach([2, 4], [0.05, 0.01], 0.1), depth_to_reach([1, 2, 4], [0.9, 0.5, 0.2], 0.1)
+    )  # fmt: skip
+    assert below == (2.0, "<=") and above == (4.0, ">")
+    assert not below.known and not above.known
 
 
 def test_an_interval_covers_its_mean_19_times_of_20():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from stacking_jax import cli_processes
+from stacking_jax.console import say
 from stacking_jax.errors import UserError
 
 
@@ -100,6 +101,7 @@ def _select(arguments) -> int:
 
         print(ranking_table(decision, **terminal()), end="")
     if arguments.out is None:
+        say("no run goes on with it: name a folder for one with --out")
         return 0
     branch(start, decision, arguments.out)
     del start  # Its state; the run has its own.

@@ -305,6 +305,17 @@ def test_the_tables_of_the_depth_reasoning_study_are_those_of_its_runs():
         assert picture in page and (ROOT / "docs" / picture).is_file()
 
 
+def test_what_is_said_of_the_exploratory_arm_is_what_was_found():
+    file = ROOT / "benchmarks/results/depth_reasoning_exploratory.json"
+    arms = json.loads(file.read_text(encoding="utf-8"))["arms"]
+    page = depth_reasoning_table.PAGE.read_text(encoding="utf-8").replace("*", "")
+    for name, arm in arms.items():
+        depth_1 = arm["tasks"]["variable_assignment/basic/depth_1/0_shot"].values()
+        by_seed = ", ".join(f"{value:.1f}" for value in depth_1)
+        loss, score = (statistics.fmean(arm[key].values()) for key in ("loss", "score"))
+        assert f"| {name} | {loss:.4f} | {score:.1f} |" in page and f"| {by_seed} |" in page
+
+
 def test_what_is_said_of_the_lag_is_what_was_found():
     found = json.loads((ROOT / "benchmarks/results/lag_cpu.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")

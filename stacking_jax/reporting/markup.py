@@ -57,6 +57,14 @@ def number(value: float | None, text: str) -> str:
     return f'<td><data value="{exact}" title="{exact}">{escape(text)}</data></td>'
 
 
+def breakable(name: str, after: str = "/_") -> str:
+    """A long name, escaped, that a narrow cell may break behind each of these characters."""
+    text = escape(name)
+    for character in after:
+        text = text.replace(character, f"{character}<wbr>")
+    return text
+
+
 def text_cell(value: Any) -> str:
     return f'<td class="text">{escape(value)}</td>'
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from stacking_jax.reporting import units
 from stacking_jax.reporting.comparison import Comparison, Row
-from stacking_jax.reporting.markup import escape, header, number, run_key, text_cell
+from stacking_jax.reporting.markup import breakable, escape, header, number, run_key, text_cell
 from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.tables import cost_shares, depth_text, layers_text, row_lines
 
@@ -253,18 +253,13 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _breakable(key: str) -> str:
-    """A dotted key that may be broken after its dots and underscores."""
-    return escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
-
-
 def _config_table(
     keys: list[str], flat: list[dict[str, Any]], labels: list[str], kind: str
 ) -> str:
     head = "".join(f'<th scope="col" class="text">{escape(label)}</th>' for label in labels)
     body = "".join(
         f'<tr{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>'
-        f'<th scope="row"><code>{_breakable(key)}</code></th>'
+        f'<th scope="row"><code>{breakable(key, "._")}</code></th>'
         + "".join(f"<td><code>{escape(_shown(settings, key))}</code></td>" for settings in flat)
         + "</tr>"
         for key in keys

@@ -8,7 +8,7 @@ from typing import Any
 from stacking_jax.reporting import units
 from stacking_jax.reporting.comparison import Comparison
 from stacking_jax.reporting.isoplot import Isoplot
-from stacking_jax.reporting.markup import escape, header, number
+from stacking_jax.reporting.markup import breakable, escape, header, number
 from stacking_jax.reporting.runs import Run
 
 
@@ -108,6 +108,5 @@ def _line(task: str, any_row: dict[str, Any], last: Sequence[dict[str, dict[str,
         cells.append(number(value, shown))
     chance = any_row.get("chance")
     shown = f"{chance:.1f}" if units.known(chance) else units.MISSING
-    name = escape(task).replace("/", "/<wbr>").replace("_", "_<wbr>")
-    head = f'<th scope="row" class="text">{name}</th>'
+    head = f'<th scope="row" class="text">{breakable(task)}</th>'
     return f"<tr>{head}{''.join(cells)}{number(chance, shown)}</tr>"

@@ -65,7 +65,8 @@ def clocks_of(runs: Mapping[int, Run]) -> dict[int, Clock]:
     Args:
       runs: seed -> its run.
     """
-    steps, stalls = _step_seconds(list(runs.values())), _stalls(list(runs.values()))
+    all_runs = list(runs.values())
+    steps, stalls = _step_seconds(all_runs), _stalls(all_runs)
     teachers = {
         seed: read_run(run.path / TEACHER) for seed, run in runs.items()
         if run.plan.get("teacher", {}).get("trained_within_the_run")
@@ -74,7 +75,7 @@ def clocks_of(runs: Mapping[int, Run]) -> dict[int, Clock]:
     clocks = {}
     for seed, run in runs.items():
         stages = tuple(
-            (start, count, steps.get(number, 0.0))
+            (start, count, steps[number])
             for number, (start, count) in enumerate(_planned(run), start=1)
         )
         tried = _trial_steps(run)

@@ -13,7 +13,14 @@ from stacking_jax.reporting.comparison import EQUAL_FLOPS, compare_runs
 from stacking_jax.reporting.drawn import Drawn
 from stacking_jax.reporting.html import figure_cards, meta_line, page
 from stacking_jax.reporting.isoplot import isoplot_figures, isoplots
-from stacking_jax.reporting.markup import escape, header, number, run_key, text_cell
+from stacking_jax.reporting.markup import (
+    breakable,
+    escape,
+    header,
+    number,
+    run_key,
+    text_cell,
+)
 from stacking_jax.reporting.plots import Figure
 from stacking_jax.reporting.runs import Run
 from stacking_jax.reporting.sections import stages_section
@@ -290,18 +297,17 @@ def _task_row(
         means = [statistics.fmean(of) for of in values if all(map(units.known, of))]
         cells.append(_mean_cell(means, lambda value: f"{value:.1f}"))
     shown = units.MISSING if chance is None else f"{chance:.1f}"
-    breaks = escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
     return (
-        f'<tr><th scope="row" class="name">{breaks}</th>{"".join(cells)}'
+        f'<tr><th scope="row" class="name">{breakable(name)}</th>{"".join(cells)}'
         f"{number(chance, shown)}</tr>"
     )
 
 
 def _boundary_costs(arms: Sequence[ArmResult]) -> str:
     rows = "".join(
-        _boundary_row(arm, place, number)
+        _boundary_row(arm, place, which)
         for place, arm in enumerate(arms) if arm.clocks
-        for number in range(max(len(clock.boundaries) for clock in arm.clocks.values()))
+        for which in range(max(len(clock.boundaries) for clock in arm.clocks.values()))
     )
     if not rows:
         return ""
@@ -318,15 +324,15 @@ def _boundary_costs(arms: Sequence[ArmResult]) -> str:
     )
 
 
-def _boundary_row(arm: ArmResult, place: int, number_of: int) -> str:
+def _boundary_row(arm: ArmResult, place: int, which: int) -> str:
     """The same boundary of all seeds, each of which may have decided itself where it comes."""
-    there = [clock for clock in arm.clocks.values() if number_of < len(clock.boundaries)]
-    found = [clock.boundaries[number_of] for clock in there]
+    there = [clock for clock in arm.clocks.values() if which < len(clock.boundaries)]
+    found = [clock.boundaries[which] for clock in there]
     starts = [boundary.start for boundary in found]
     where = units.integer(min(starts))
     if max(starts) > min(starts):
         where += f" to {units.integer(max(starts))}"
-    stall, step = found[0].stall, there[0].stages[number_of + 1][2]
+    stall, step = found[0].stall, there[0].stages[which + 1][2]
     trials = statistics.median(boundary.trials for boundary in found)
     return (
         f'<tr><td class="text">{run_key(place)}{escape(arm.name)}</td>'

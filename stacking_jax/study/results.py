@@ -140,9 +140,10 @@ def _reasons(
             for cell, value in values.items():
                 if value != most:
                     found.setdefault(cell, f"{called} {value}, but {most} in most cells")
-    everything = sorted({task for run in runs.values() for task in last_scores(run)})
+    scored = {cell: last_scores(run).keys() for cell, run in runs.items()}
+    everything = set().union(*scored.values())
     for cell, run in runs.items():
-        lacks = [task for task in everything if task not in last_scores(run)]
+        lacks = sorted(everything - scored[cell])
         if run.step != steps[cell.arm]:
             found.setdefault(cell, f"it ended at step {run.step}, not {steps[cell.arm]}")
         elif (why := schedule_still_open(run)) is not None:
